@@ -1,0 +1,42 @@
+"""Reflection, re-starts and repetition on completions whose counts are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from trl_r1.behaviours import measure, reflective_rate, reflective_words, repetition
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Wait, that is wrong. However, let me check.", 4),
+        ("checkout the button, wrongly", 0),
+        ("WAIT... mistake; but retry, error, verify and evaluate", 7),
+        ("等一下,这里不对,重新检查。", 3),
+        ("但是答案错误,但可以验证", 4),
+        ("wait我再检查", 2),
+        ("", 0),
+    ],
+)
+def test_reflective_words(text: str, count: int) -> None:
+    assert reflective_words(text) == count
+
+
+def test_rate_is_per_completion() -> None:
+    assert reflective_rate(["wait, wait", "fine"]) == 1.0
+    assert reflective_rate([]) == 0.0
+
+
+def test_repetition() -> None:
+    assert repetition("3 + 5 = 8, so the answer is eight") == 0.0
+    assert repetition("try 3 + 5 . " * 40) > 0.9
+    assert repetition("我们再试一次," * 40) > 0.9
+    assert repetition("one two") == 0.0
+
+
+def test_measure_counts_a_restart() -> None:
+    seen = measure("2 x 3 = 6. No. Let me try another way: 2 + 3 = 5. Alternatively, stop.")
+    assert seen.restarts == 3
+    assert seen.reflective == 0
+    assert seen.words > 20

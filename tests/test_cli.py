@@ -1,0 +1,79 @@
+"""The command line: quick help, names of configurations, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trl_r1 import cli
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "trl_r1.cli", *args], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["r1-zero", "--help"], ["--version"], []])
+def test_help_loads_nothing_heavy(args: list[str]) -> None:
+    program = (
+        "import sys, trl_r1.cli\n"
+        f"try: trl_r1.cli.main({args!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'vllm', 'trl', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "trl-r1" in done.stdout
+    assert time.perf_counter() - start < 5
+
+
+def test_unknown_command_is_refused() -> None:
+    done = run("r2-zero")
+    assert done.returncode == 2
+    assert "r1-zero" in done.stderr
+
+
+def test_error_says_the_fix_and_sets_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["r1-zero", "--config", "nano_tpu"]) == 1
+    message = capsys.readouterr().err
+    assert "Unknown configuration 'nano_tpu'" in message
+    assert "'nano_cpu'" in message
+
+
+def test_demo_is_nano_cpu_in_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(cli, "run_r1_zero", lambda args: seen.append(args) or 0)
+    assert cli.main(["demo", "--max_steps", "3"]) == 0
+    assert seen == [
+        ["--config", "nano_cpu", "--output_dir", "runs/demo", "--overwrite", "true", "--max_steps", "3"],
+    ]
+
+
+def test_several_processes_go_through_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def launched(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+        seen.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(cli.subprocess, "run", launched)
+    assert cli.main(["r1-zero", "--num_processes", "2", "--config", "nano_cpu"]) == 7
+    (command,) = seen
+    assert command[command.index("--num_processes") + 1] == "2"
+    assert command[-2:] == ["--config", "nano_cpu"]
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import trl_r1.pipeline as pipeline
+
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt("Stopped at step 3. Continue with --resume_from_checkpoint auto.")
+
+    monkeypatch.setattr(pipeline, "parse_r1_zero", lambda args: (None,), raising=False)
+    monkeypatch.setattr(pipeline, "r1_zero", stopped, raising=False)
+    assert cli.main(["r1-zero"]) == 130
+    assert "--resume_from_checkpoint auto" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Every hook and global of TRL and transformers that this library touches, with the signature it relies on.
+
+When TRL changes one, the failing test names it.
+"""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from trl import GRPOTrainer
+from trl.generation import vllm_generation
+from trl.trainer import grpo_trainer
+
+HOOKS = {
+    GRPOTrainer: {
+        "_get_train_sampler": ["self", "dataset"],
+        "_generate_and_score_completions": ["self", "inputs"],
+        "_generate": ["self", "prompts"],
+        "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        "_compute_loss": ["self", "model", "inputs"],
+        "_tokenize_prompts": ["self", "prompts"],
+        "_generate_single_turn": [
+            "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+        ],
+    },
+    Trainer: {
+        "_save": ["self", "output_dir", "state_dict"],
+        "_save_optimizer_and_scheduler": ["self", "output_dir"],
+        "_save_rng_state": ["self", "output_dir"],
+        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    },
+    vllm_generation.VLLMGeneration: {
+        "_init_vllm": ["self"],
+        "_fix_param_name_to_vllm": ["self", "name", "extra_prefixes"],
+        "_iter_named_params": ["self"],
+        "sync_weights": ["self"],
+        "generate": ["self", "prompts", "images", "num_generations", "profiler"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "hook", "parameters"),
+    [(owner, hook, parameters) for owner, hooks in HOOKS.items() for hook, parameters in hooks.items()],
+    ids=[f"{owner.__name__}.{hook}" for owner, hooks in HOOKS.items() for hook in hooks],
+)
+def test_hook_signature(owner, hook, parameters):
+    actual = list(inspect.signature(getattr(owner, hook)).parameters)
+    assert actual == parameters, f"{owner.__name__}.{hook} now takes {actual}"
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("_generate", {"_generate_single_turn", "eos_token_ids"}),
+        ("_generate_and_score_completions", {"_generate", "_calculate_rewards", "_get_per_token_logps_and_entropies"}),
+        ("_generate_single_turn", {"_last_loaded_step", "sync_weights", "generate"}),
+        ("_compute_loss", {"current_gradient_accumulation_steps", "_get_per_token_logps_and_entropies"}),
+    ],
+)
+def test_hooks_are_called_where_we_expect_them(method, names):
+    """A hook that TRL keeps but no longer calls would pass the signature test and do nothing."""
+    source = inspect.getsource(getattr(GRPOTrainer, method))
+    missing = {name for name in names if f"{name}" not in source}
+    assert not missing, f"GRPOTrainer.{method} no longer uses {missing}"
+
+
+def test_generate_returns_what_dynamic_sampling_edits():
+    source = inspect.getsource(GRPOTrainer._generate)
+    returned = source.rsplit("return ", 1)[1].split("\n")[0]
+    assert returned.replace(" ", "").split(",") == [
+        "prompt_ids", "completion_ids", "tool_mask", "completions", "logprobs", "extra_fields", "images", "tool_images",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["VLLMGeneration"])
+def test_globals_of_the_trainer_module(name):
+    assert hasattr(grpo_trainer, name), f"trl.trainer.grpo_trainer no longer has the global {name}"
+
+
+def test_reference_adapter_name():
+    """TRL computes the reference log-probabilities with the adapter that we keep as a snapshot."""
+    from trl_r1.trainers.checkpoints import REFERENCE_ADAPTER
+
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert f'adapter_name="{REFERENCE_ADAPTER}" if "{REFERENCE_ADAPTER}" in' in source

@@ -1,0 +1,83 @@
+"""A resumed run equals an uninterrupted one: order of questions, RNG, optimizer, reference after its reset."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from trl_r1.trainers import last_complete_checkpoint
+from trl_r1.trainers.checkpoints import REFERENCE_FILE, adapter_parameters
+
+# 24 questions, 4 per step and 2 minibatches per rollout: an epoch is 6 steps. Resuming at step 8 therefore crosses an
+# epoch, and the reset at step 6 comes before it.
+SCHEDULE = {"max_steps": 12, "save_strategy": "steps", "save_steps": 8, "ref_model_sync_steps": 6, "beta": 0.05}
+
+
+def rewards_of(trainer):
+    return [
+        (log["step"], log["reward"], log["kl"], log["loss"]) for log in trainer.state.log_history if "reward" in log
+    ]
+
+
+def trained_state(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_resumed_run_equals_uninterrupted(build_trainer, tmp_path, lora, adapter):
+    peft = {"peft_config": lora} if adapter else {}
+    whole = build_trainer(tmp_path / "whole", **peft, **SCHEDULE)
+    whole.train()
+    expected = trained_state(whole)
+
+    shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "resumed" / "checkpoint-8")
+    checkpoint = last_complete_checkpoint(tmp_path / "resumed")
+    assert checkpoint is not None
+    assert (tmp_path / "resumed" / "checkpoint-8" / REFERENCE_FILE).exists()
+    resumed = build_trainer(tmp_path / "resumed", **peft, **SCHEDULE)
+    resumed.train(resume_from_checkpoint=checkpoint)
+
+    assert rewards_of(resumed)[-2:] == rewards_of(whole)[-2:]
+    for name, parameter in trained_state(resumed).items():
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_without_its_reference_a_resumed_run_differs(build_trainer, tmp_path, lora, adapter):
+    """The reference in the checkpoint is what makes the test above pass."""
+    peft = {"peft_config": lora} if adapter else {}
+    whole = build_trainer(tmp_path / "whole", **peft, **SCHEDULE)
+    whole.train()
+    folder = tmp_path / "resumed" / "checkpoint-8"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-8", folder)
+    (folder / REFERENCE_FILE).unlink()
+    resumed = build_trainer(tmp_path / "resumed", **peft, **SCHEDULE)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert rewards_of(resumed)[-1][2] != rewards_of(whole)[-1][2]
+
+
+def test_reference_adapter_is_reset_and_not_saved_with_the_model(build_trainer, tmp_path, lora):
+    trainer = build_trainer(tmp_path, peft_config=lora, max_steps=4, beta=0.05, ref_model_sync_steps=4)
+    before = {n: p.clone() for n, p in adapter_parameters(trainer.model, "ref").items()}
+    assert not any(p.requires_grad for p in adapter_parameters(trainer.model, "ref").values())
+    trainer.train()
+    policy, reference = adapter_parameters(trainer.model, "default"), adapter_parameters(trainer.model, "ref")
+    assert all(torch.equal(policy[name], reference[name]) for name in policy)
+    assert any(not torch.equal(before[name], reference[name]) for name in before)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "adapter_config.json").exists()
+    assert not (tmp_path / "saved" / "ref").exists()
+    with safe_open(tmp_path / "saved" / "adapter_model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if ".ref." in name]  # noqa: SIM118 - not a mapping
+    assert "ref" in trainer.model.peft_config
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    for step in (4, 8, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(json.dumps({"global_step": 4}))
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": ')  # cut off by a kill
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert last_complete_checkpoint(tmp_path / "absent") is None

@@ -1,0 +1,51 @@
+"""Train a reasoning model the DeepSeek-R1 way, on TRL, PEFT, accelerate, datasets and vLLM.
+
+Public names are imported when they are first used: `import trl_r1` alone loads neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+# Public name -> the module that defines it.
+_PUBLIC = {
+    "Completion": "rows",
+    "NanoWorld": "nano",
+    "R1GRPOConfig": "trainers",
+    "R1GRPOTrainer": "trainers",
+    "Row": "rows",
+    "SourceConfig": "data",
+    "Verdict": "rows",
+    "accuracy_reward": "rewards",
+    "checkpoint_path": "nano",
+    "format_reward": "rewards",
+    "load_rows": "data",
+    "parse": "responses",
+    "select_template": "prompts",
+    "verify": "verifiers",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from trl_r1.data import SourceConfig, load_rows
+    from trl_r1.nano import NanoWorld, checkpoint_path
+    from trl_r1.prompts import select_template
+    from trl_r1.responses import parse
+    from trl_r1.rewards import accuracy_reward, format_reward
+    from trl_r1.rows import Completion, Row, Verdict
+    from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer
+    from trl_r1.verifiers import verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'trl_r1' has no attribute {name!r}. Public names: {', '.join(_PUBLIC)}.")
+    return getattr(import_module(f"trl_r1.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

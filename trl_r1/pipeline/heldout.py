@@ -1,0 +1,161 @@
+"""Held-out evaluation by the trainer's own engine: before, after, and every n steps (the paper's training curve)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_r1.evaluation import Evaluation, ProblemScore, score
+from trl_r1.pipeline.files import read_json, write_json
+from trl_r1.rows import Prompt, Row
+
+if TYPE_CHECKING:
+    from trl_r1.trainers import R1GRPOTrainer
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Questions kept out of training, and how they are sampled.
+
+    Args:
+        rows (`Sequence[Row]`): The questions.
+        prompts (`Sequence[Prompt]`): The same questions as the trainer gets them, rendered or as messages.
+        prefill (`str`, defaults to `""`): What the template already opened for the model.
+        samples (`int`, defaults to 16): Samples per question.
+        temperature (`float`, defaults to 1.0): 1.0 is training's; R1 is evaluated at 0.6 (v1 §3).
+        top_p (`float`, defaults to 1.0): R1 is evaluated at 0.95 (v1 §3).
+        max_tokens (`int`, *optional*): Cap of a completion; training's by default.
+        pass_k (`tuple[int, ...]`, defaults to none): Further k for which pass@k is reported.
+        cons_k (`int`, *optional*): Votes per majority; all samples by default.
+        seed (`int`, defaults to 0): Seed of the sampling.
+    """
+
+    rows: Sequence[Row]
+    prompts: Sequence[Prompt]
+    prefill: str = ""
+    samples: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int | None = None
+    pass_k: tuple[int, ...] = ()
+    cons_k: int | None = None
+    seed: int = 0
+
+    def first(self, questions: int, samples: int) -> HeldOut:
+        """A cheaper version for the curve: fewer questions, fewer samples, no pass@k."""
+        return replace(
+            self, rows=self.rows[:questions], prompts=self.prompts[:questions], samples=samples, pass_k=(), cons_k=None
+        )
+
+    def evaluate(self, trainer: R1GRPOTrainer) -> Evaluation:
+        """Sample and score with the trainer's current weights. Every rank must call it and gets the whole result.
+
+        Args:
+            trainer ([`R1GRPOTrainer`]): Its engine writes the samples.
+
+        Returns:
+            [`Evaluation`]: Over all questions, in their order.
+        """
+        rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        # Ranks take equal shares, since sampling is collective; the surplus repeats the first questions.
+        share = -(-len(self.rows) // world_size)
+        mine = [(rank + turn * world_size) % len(self.rows) for turn in range(share)]
+        with _undisturbed(trainer):
+            samples = trainer.sample(
+                [self.prompts[index] for index in mine],
+                self.samples,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                max_tokens=self.max_tokens,
+                seed=self.seed + rank,
+            )
+        samples = [[replace(completion, prefill=self.prefill) for completion in group] for group in samples]
+        local = score([self.rows[index] for index in mine], samples, cons_k=self.cons_k, pass_k=self.pass_k)
+        scored: list[tuple[int, ProblemScore]] = list(zip(mine, local.problems, strict=True))
+        by_index = dict(gather_object(scored) if world_size > 1 else scored)
+        return Evaluation([by_index[index] for index in range(len(self.rows))], local.cons_k, self.pass_k)
+
+
+class HeldOutCallback(TrainerCallback):
+    """Measure the starting model, then log held-out accuracy every few steps: the curve the paper shows (v1 Fig. 2).
+
+    The start is measured when training begins and not earlier, since only then is the model placed, wrapped or sharded as
+    the engine expects it.
+
+    Args:
+        held_out ([`HeldOut`]): Questions and sampling of the evaluation before and after.
+        path (`Path`): Where the start's scores are kept, so that a resumed run still knows them.
+        every_steps (`int`, defaults to 0): Optimizer steps between two points of the curve; 0 for none.
+        curve_questions (`int`, defaults to 64): Questions of a point, the first of `held_out`.
+        curve_samples (`int`, defaults to 8): Samples per question of a point.
+    """
+
+    def __init__(
+        self, held_out: HeldOut, path: Path, every_steps: int = 0, curve_questions: int = 64, curve_samples: int = 8
+    ) -> None:
+        self.held_out = held_out
+        self.path = path
+        self.every_steps = every_steps
+        self.point = held_out.first(curve_questions, curve_samples) if every_steps else held_out
+        self.trainer: R1GRPOTrainer | None = None  # set once the trainer exists
+        self.before: Evaluation | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the starting model, or read what was measured before the run was interrupted."""
+        assert self.trainer is not None
+        if state.global_step > 0:
+            self.before = Evaluation.from_dict(read_json(self.path))
+            return
+        self.before = self.held_out.evaluate(self.trainer)
+        if state.is_world_process_zero:
+            write_json(self.path, self.before.asdict())
+        # The curve's first point is of the same questions as the others.
+        same_votes = self.before.cons_k == (self.point.cons_k or self.point.samples)
+        first = Evaluation(self.before.problems[: len(self.point.rows)], self.before.cons_k)
+        log_evaluation(self.trainer, first, with_consensus=same_votes)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluate when the step count asks for it; all ranks see the same count, so all take part."""
+        if self.trainer is not None and self.every_steps and state.global_step % self.every_steps == 0:
+            log_evaluation(self.trainer, self.point.evaluate(self.trainer))
+
+
+def log_evaluation(trainer: R1GRPOTrainer, evaluation: Evaluation, *, with_consensus: bool = True) -> None:
+    """Put an evaluation into the trainer's log and trackers, as `eval_pass@1`, `eval_cons@k` and so on.
+
+    Args:
+        trainer ([`R1GRPOTrainer`]): Whose log.
+        evaluation ([`Evaluation`]): What to log; pass@1 comes with the bounds of its interval.
+        with_consensus (`bool`, defaults to `True`): Whether cons@k is logged.
+    """
+    estimates = evaluation.estimates()
+    logs = {
+        f"eval_{name}": estimate.value
+        for name, estimate in estimates.items()
+        if with_consensus or not name.startswith("cons@")
+    }
+    if "pass@1" in estimates:
+        logs |= {"eval_pass@1_low": estimates["pass@1"].low, "eval_pass@1_high": estimates["pass@1"].high}
+    # transformers' `log`, not GRPO's: GRPO's would flush the training metrics gathered so far into this entry.
+    Trainer.log(trainer, logs)
+
+
+@contextmanager
+def _undisturbed(trainer: R1GRPOTrainer) -> Iterator[None]:
+    """Give the random state and the training mode back afterwards, so that measuring does not change the run."""
+    model, training = trainer.model, trainer.model.training
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,221 @@
+"""Everything that can be known before a weight is loaded: rows, template, rewards — and every error they can give."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from trl_r1.data.sources import load_rows
+from trl_r1.evaluation import check_k
+from trl_r1.exceptions import ConfigurationError, DataError
+from trl_r1.generation.options import check_options
+from trl_r1.nano import checkpoint_path
+from trl_r1.pipeline.arguments import R1ZeroArguments
+from trl_r1.pipeline.heldout import HeldOut
+from trl_r1.prompts import PromptTemplate, select_template
+from trl_r1.rewards import RewardFunction, check_template, get_reward
+from trl_r1.rows import Row
+from trl_r1.verifiers import check_references
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from trl_r1.trainers import R1GRPOConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of, weights apart.
+
+    Args:
+        model_path (`str`): Hub id or folder of the starting checkpoint.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, with the chat template that is used.
+        template ([`PromptTemplate`]): How questions are rendered.
+        rewards (`list[Callable]`): Reward functions, in the order asked for.
+        train (`list[Row]`): Questions to train on.
+        train_dataset (`datasets.Dataset`): The same, as the trainer takes them.
+        held_out ([`HeldOut`]): Questions kept out, and how they are sampled.
+    """
+
+    model_path: str
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
+    rewards: list[RewardFunction]
+    train: list[Row]
+    train_dataset: Dataset
+    held_out: HeldOut
+
+
+def prepare(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> Prepared:
+    """Load rows and tokenizer, choose the template, and check all of it together.
+
+    Args:
+        script_args ([`R1ZeroArguments`]): Data, rewards, template, evaluation.
+        training_args ([`R1GRPOConfig`]): Batch sizes and generation.
+        model_args ([`~trl.ModelConfig`]): The starting checkpoint.
+
+    Returns:
+        [`Prepared`]: Ready for a trainer.
+
+    Raises:
+        [`ConfigurationError`]: Unknown names, settings that exclude each other, a template under which a right answer
+            does not score the maximum.
+        [`DataError`]: Missing columns, gold answers that cannot be read, too few questions.
+        [`MissingExtraError`]: vLLM asked for and not installed.
+    """
+    check_k(script_args.heldout_samples, script_args.heldout_cons_k, script_args.heldout_pass_k)
+    rewards = [get_reward(name) for name in script_args.rewards]
+    if not rewards:
+        raise ConfigurationError("rewards is empty: name at least one, as R1-Zero's `accuracy format`.")
+    model_path = resolve_model(model_args.model_name_or_path)
+    if not script_args.preview:
+        check_engine(model_path, training_args, model_args)
+    # One process fills the caches first, the others read them.
+    with training_args.main_process_first(desc="loading rows and tokenizer"):
+        splits = load_rows(script_args.source())
+        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=_revision(model_path, model_args))
+        template = select_template(
+            tokenizer, script_args.template, form=script_args.answer_form, prefill_think=script_args.prefill_think
+        )
+        train_dataset = template.apply(splits["train"])
+    train, test = ([Row.from_columns(columns) for columns in splits[name]] for name in ("train", "test"))
+    check_references([*train, *test], max_unverifiable=script_args.max_unverifiable)
+    _check_amounts(train, test, training_args)
+    check_template(template, train[:16], rewards, tokenizer)
+    return Prepared(
+        model_path, tokenizer, template, rewards, train, train_dataset, _held_out(script_args, template, test)
+    )
+
+
+def resolve_model(name: str | None) -> str:
+    """Turn `nano` and `nano:<variant>` into the folder of the embedded checkpoint; leave other names alone.
+
+    Args:
+        name (`str`, *optional*): Hub id, folder, `nano` or `nano:<variant>`; `nano` by default.
+
+    Returns:
+        `str`: What `from_pretrained` takes.
+    """
+    if name is None or name == "nano":
+        return str(checkpoint_path())
+    if name.startswith("nano:"):
+        return str(checkpoint_path(name.removeprefix("nano:")))
+    return name
+
+
+def check_engine(model_path: str, training_args: R1GRPOConfig, model_args: ModelConfig) -> None:
+    """Refuse what cannot be loaded or sampled on this machine, before loading.
+
+    Args:
+        model_path (`str`): Hub id or folder; only its configuration is read.
+        training_args ([`R1GRPOConfig`]): Generation settings.
+        model_args ([`~trl.ModelConfig`]): Quantisation and adapter.
+
+    Raises:
+        [`ConfigurationError`]: For quantised weights without an adapter to train, engine options that do not exist, or
+            what the engine cannot do here, such as 4-bit weights on a CPU.
+    """
+    quantised = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit" if model_args.load_in_8bit else None
+    if quantised and not model_args.use_peft:
+        raise ConfigurationError(f"{quantised}: true trains nothing without an adapter. Set use_peft: true as well.")
+    if not training_args.use_vllm or training_args.vllm_mode != "colocate":
+        return
+    if quantised == "load_in_8bit":
+        raise ConfigurationError(
+            "load_in_8bit: true cannot be handed over to vLLM. Use load_in_4bit: true, or set use_vllm: false."
+        )
+    check_options(
+        training_args.vllm_engine_kwargs or {},
+        config=AutoConfig.from_pretrained(model_path, revision=_revision(model_path, model_args)),
+        load_in_4bit=bool(model_args.load_in_4bit),
+        sleep_mode=bool(training_args.vllm_enable_sleep_mode),
+        tensor_parallel_size=training_args.vllm_tensor_parallel_size,
+        world_size=training_args.world_size,
+    )
+
+
+def render_preview(prepared: Prepared, rows: int = 3) -> str:
+    """Show some rows as the model would see them, each with its gold completion scored by every reward.
+
+    Args:
+        prepared ([`Prepared`]): The run.
+        rows (`int`, defaults to 3): How many.
+
+    Returns:
+        `str`: Text for a terminal.
+    """
+    shown = check_template(prepared.template, prepared.train[:rows], prepared.rewards, prepared.tokenizer)
+    blocks = [
+        f"── row {number} " + "─" * 60 + f"\n{rendered}\n·· gold completion ·· {gold}\n·· rewards ·· "
+        + ", ".join(f"{name} {score}" for name, score in scores.items())
+        for number, (rendered, gold, scores) in enumerate(shown, start=1)
+    ]  # fmt: skip
+    held_out = prepared.held_out
+    blocks.append(
+        f"{len(prepared.train)} questions to train on; {len(held_out.rows)} held out × {held_out.samples} samples; "
+        f"template {prepared.template.name!r}; no weights were loaded."
+    )
+    return "\n\n".join(blocks)
+
+
+def _check_amounts(train: Sequence[Row], test: Sequence[Row], training_args: R1GRPOConfig) -> None:
+    needed = training_args.generation_batch_size // training_args.num_generations
+    if len(train) < needed:
+        raise DataError(
+            f"The data set has {len(train)} questions to train on but one rollout needs {needed} (questions_per_step x "
+            "minibatches_per_rollout): no step would be taken. Lower one of them or bring more questions."
+        )
+    if not test:
+        raise DataError(
+            "No question is held out, so nothing could be measured. Raise test_fraction or name test_split."
+        )
+
+
+def _held_out(script_args: R1ZeroArguments, template: PromptTemplate, test: list[Row]) -> HeldOut:
+    if len(test) < script_args.heldout_questions:
+        logger.warning(
+            "Only %d questions are held out, %d were asked for: intervals will be wider.",
+            len(test), script_args.heldout_questions,
+        )  # fmt: skip
+    rows = test[: script_args.heldout_questions]
+    return HeldOut(
+        rows=rows,
+        prompts=[template.trl_prompt(row.prompt) for row in rows],
+        prefill=template.prefill,
+        samples=script_args.heldout_samples,
+        temperature=script_args.heldout_temperature,
+        top_p=script_args.heldout_top_p,
+        max_tokens=script_args.heldout_max_tokens,
+        pass_k=tuple(script_args.heldout_pass_k),
+        cons_k=script_args.heldout_cons_k,
+    )
+
+
+def _revision(model_path: str, model_args: ModelConfig) -> str | None:
+    return None if Path(model_path).is_dir() else model_args.model_revision
+
+
+def load_settings(prepared: Prepared, model_args: ModelConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the policy.
+
+    Args:
+        prepared ([`Prepared`]): The run.
+        model_args ([`~trl.ModelConfig`]): Precision, attention, revision.
+
+    Returns:
+        `dict`: For `training_args.model_init_kwargs`.
+    """
+    settings: dict[str, Any] = {"dtype": model_args.dtype}
+    if (revision := _revision(prepared.model_path, model_args)) is not None:
+        settings["revision"] = revision
+    if model_args.attn_implementation is not None:
+        settings["attn_implementation"] = model_args.attn_implementation
+    return settings

@@ -1,0 +1,158 @@
+"""The bodies of the stages. A recipe parses its settings and calls one of these functions; so does the CLI."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import get_peft_config, get_quantization_config
+
+from trl_r1.exceptions import ConfigurationError
+from trl_r1.pipeline import artifacts
+from trl_r1.pipeline.arguments import R1ZeroArguments
+from trl_r1.pipeline.files import read_json, write_json
+from trl_r1.pipeline.heldout import HeldOutCallback, log_evaluation
+from trl_r1.pipeline.preflight import Prepared, load_settings, prepare, render_preview
+from trl_r1.trainers import R1GRPOTrainer, last_complete_checkpoint
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from trl_r1.trainers import R1GRPOConfig
+
+logger = logging.getLogger(__name__)
+
+BEFORE_FILE = "heldout_before.json"
+AFTER_FILE = "heldout_after.json"
+
+
+def r1_zero(
+    script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig
+) -> dict[str, Any] | None:
+    """R1-Zero: reinforcement learning by rule rewards alone, from a base model (arXiv 2501.12948, method §2–3).
+
+    Every process of the launch calls it. It leaves in `output_dir`: the model, its tokenizer and generation config,
+    `report.json`, `curves.png`, the held-out scores, a model card, and the checkpoints.
+
+    Args:
+        script_args ([`R1ZeroArguments`]): Data, rewards, template, evaluation.
+        training_args ([`R1GRPOConfig`]): The algorithm. `resume_from_checkpoint: auto` continues from the last complete
+            checkpoint in `output_dir`, if there is one.
+        model_args ([`~trl.ModelConfig`]): Starting checkpoint, LoRA, quantisation.
+
+    Returns:
+        `dict` or `None`: The content of `report.json`; `None` for a preview.
+
+    Raises:
+        [`ConfigurationError`], [`DataError`], [`MissingExtraError`] or [`EngineError`]: For input that cannot work,
+            before any weight is loaded.
+        `KeyboardInterrupt`: When the run was stopped; it can be resumed, and the message says how.
+    """
+    started = time.time()
+    prepared = prepare(script_args, training_args, model_args)
+    if script_args.preview:
+        if training_args.process_index == 0:
+            print(render_preview(prepared))
+        return None
+    checkpoint = _starting_point(script_args, training_args)
+    held_out = HeldOutCallback(
+        prepared.held_out,
+        Path(training_args.output_dir) / BEFORE_FILE,
+        script_args.heldout_every_steps,
+        script_args.heldout_curve_questions,
+        script_args.heldout_curve_samples,
+    )
+    trainer = _trainer(held_out, training_args, model_args, prepared)
+    training_started = time.time()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        _draw_curves(trainer, script_args)
+    _raise_if_stopped(trainer)
+    train_seconds = time.time() - training_started
+    before, after = held_out.before, prepared.held_out.evaluate(trainer)
+    assert before is not None
+    if not script_args.heldout_every_steps:
+        log_evaluation(trainer, after)
+        _draw_curves(trainer, script_args)
+    artifacts.save_model(trainer)
+    report: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        write_json(Path(training_args.output_dir) / AFTER_FILE, after.asdict())
+        report = artifacts.write_report(
+            trainer, script_args, model_args, before=before, after=after,
+            seconds=time.time() - started, train_seconds=train_seconds,
+        )  # fmt: skip
+        card = artifacts.card_facts(trainer, script_args, model_args, prepared, report)
+        artifacts.write_model_card(card, training_args.output_dir)
+        print(
+            f"\n{artifacts.table(report)}\n\nWritten to {training_args.output_dir}: report.json, curves.png, README.md"
+        )
+    if training_args.push_to_hub:
+        artifacts.push(trainer, script_args)
+    return report
+
+
+def _trainer(
+    held_out: HeldOutCallback, training_args: R1GRPOConfig, model_args: ModelConfig, prepared: Prepared
+) -> R1GRPOTrainer:
+    """Load the weights and put the trainer together."""
+    training_args.model_init_kwargs = load_settings(prepared, model_args) | (training_args.model_init_kwargs or {})
+    if prepared.template.chat_template_kwargs:
+        given = training_args.chat_template_kwargs or {}
+        training_args.chat_template_kwargs = {**prepared.template.chat_template_kwargs, **given}
+    trainer = R1GRPOTrainer(
+        model=prepared.model_path,
+        reward_funcs=list(prepared.rewards),
+        args=training_args,
+        train_dataset=prepared.train_dataset,
+        processing_class=prepared.tokenizer,
+        callbacks=[held_out],
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    held_out.trainer = trainer
+    return trainer
+
+
+def _starting_point(script_args: R1ZeroArguments, training_args: R1GRPOConfig) -> str | None:
+    """Find the checkpoint to continue from, and refuse to mix two runs in one folder."""
+    asked, folder = training_args.resume_from_checkpoint, training_args.output_dir
+    found = last_complete_checkpoint(folder)
+    if asked is not None and str(asked).lower() not in ("false", "no", "0"):
+        if str(asked).lower() not in ("auto", "true", "yes", "1"):
+            found = str(asked)
+        if found is None:
+            logger.warning("No complete checkpoint in %s: starting anew.", folder)
+        elif read_json(Path(folder) / BEFORE_FILE) is None:
+            raise ConfigurationError(
+                f"{BEFORE_FILE} is missing in output_dir {folder!r} or damaged, so the resumed run could not be compared "
+                "with its start. Start anew with --overwrite true, or put the file back."
+            )
+        return found
+    if found is not None and not script_args.overwrite:
+        raise ConfigurationError(
+            f"output_dir {folder!r} already holds {Path(found).name} of an earlier run. Continue it with "
+            "--resume_from_checkpoint auto, start anew with --overwrite true, or give another --output_dir."
+        )
+    with training_args.main_process_first(desc="clearing the output folder"):
+        if training_args.process_index == 0:
+            artifacts.clear_run(folder)
+    return None
+
+
+def _draw_curves(trainer: R1GRPOTrainer, script_args: R1ZeroArguments) -> None:
+    if trainer.is_world_process_zero():
+        artifacts.draw_curves(trainer, script_args)
+
+
+def _raise_if_stopped(trainer: R1GRPOTrainer) -> None:
+    """Say how to continue when training ended before its last step (Ctrl-C, SIGTERM)."""
+    if trainer.state.global_step >= trainer.state.max_steps:
+        return
+    raise KeyboardInterrupt(
+        f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. Continue with the same command and "
+        "--resume_from_checkpoint auto."
+    )

@@ -1,0 +1,143 @@
+"""What TRL forgets in a checkpoint: whether it is whole, and the reference model after a reset."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+REFERENCE_FILE = "reference.safetensors"
+REFERENCE_ADAPTER = "ref"  # the name TRL looks for when it computes the reference log-probabilities
+_STATE_FILE = "trainer_state.json"
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was written to its end: the trainer's state is written last and parses."""
+    try:
+        json.loads((Path(checkpoint) / _STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """Find the newest checkpoint that was written to its end; a kill may have left a newer, half-written one.
+
+    Args:
+        output_dir (`str` or `Path`): Folder of the run.
+
+    Returns:
+        `str` or `None`: Path of the checkpoint, or `None` when there is none to resume from.
+    """
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    folder = Path(output_dir)
+    steps = sorted(
+        (
+            int(match[1])
+            for path in (folder.iterdir() if folder.is_dir() else ())
+            if (match := pattern.fullmatch(path.name))
+        ),
+        reverse=True,
+    )
+    candidates = (folder / f"{PREFIX_CHECKPOINT_DIR}-{step}" for step in steps)
+    return next((str(path) for path in candidates if is_complete(path)), None)
+
+
+def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """Parameters of one adapter, under names from which the adapter's own is taken out."""
+    marker = f".{adapter}."
+    return {name.replace(marker, "."): p for name, p in model.named_parameters() if marker in name}
+
+
+@torch.no_grad()
+def add_reference_adapter(model: PeftModel, source: str = "default") -> None:
+    """Add a frozen copy of an adapter, from which the reference log-probabilities are computed.
+
+    A new LoRA adapter adds nothing (B = 0), so the copy begins as the base model itself.
+    """
+    if REFERENCE_ADAPTER not in model.peft_config:
+        model.add_adapter(REFERENCE_ADAPTER, model.peft_config[source])
+    model.set_adapter(source)
+    snapshot_adapter(model, source)
+
+
+@torch.no_grad()
+def snapshot_adapter(model: nn.Module, source: str = "default") -> None:
+    """Make the reference adapter equal to the policy's, which is R1's reset of the reference under PEFT."""
+    reference = adapter_parameters(model, REFERENCE_ADAPTER)
+    for name, parameter in adapter_parameters(model, source).items():
+        reference[name].data.copy_(parameter.data)
+        reference[name].requires_grad_(False)
+
+
+def without_reference(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop the reference adapter's tensors from a PEFT model's state."""
+    return {name: tensor for name, tensor in state.items() if f".{REFERENCE_ADAPTER}." not in name}
+
+
+@contextmanager
+def without_reference_adapter(model: nn.Module) -> Iterator[bool]:
+    """Hide the reference adapter while the model is saved: it is the run's own state, not part of what users load.
+
+    Yields:
+        `bool`: Whether there was one to hide.
+    """
+    config = model.peft_config.pop(REFERENCE_ADAPTER, None) if isinstance(model, PeftModel) else None
+    try:
+        yield config is not None
+    finally:
+        if config is not None:
+            model.peft_config[REFERENCE_ADAPTER] = config  # type: ignore[index]
+
+
+def save_reference(reference: nn.Module, folder: str | Path, *, is_main: bool) -> None:
+    """Write the reference's weights; every rank takes part, the main one writes.
+
+    Args:
+        reference (`nn.Module`): The reference model, or a PEFT model with a reference adapter.
+        folder (`str` or `Path`): The checkpoint.
+        is_main (`bool`): Whether this rank writes.
+    """
+    if isinstance(reference, PeftModel):
+        state = {name: p.detach().cpu() for name, p in adapter_parameters(reference, REFERENCE_ADAPTER).items()}
+    else:
+        state = get_model_state_dict(reference, options=_FULL)
+        state.pop("lm_head.weight", None) if _is_tied(reference) else None
+    if is_main:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(folder) / REFERENCE_FILE)
+
+
+@torch.no_grad()
+def load_reference(reference: nn.Module, folder: str | Path) -> bool:
+    """Restore the reference's weights from a checkpoint, if it has any.
+
+    Returns:
+        `bool`: `False` when the checkpoint was written before the first reset, so the initial reference still holds.
+    """
+    path = Path(folder) / REFERENCE_FILE
+    if not path.exists():
+        return False
+    state = load_file(path)
+    if isinstance(reference, PeftModel):
+        for name, parameter in adapter_parameters(reference, REFERENCE_ADAPTER).items():
+            parameter.data.copy_(state[name])
+    else:
+        strict = not _is_tied(reference)
+        options = StateDictOptions(full_state_dict=True, strict=strict)
+        set_model_state_dict(reference, state, options=options)
+    return True
+
+
+def _is_tied(model: nn.Module) -> bool:
+    config = getattr(getattr(model, "module", model), "config", None)
+    return bool(getattr(config, "tie_word_embeddings", False))

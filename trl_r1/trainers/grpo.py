@@ -1,0 +1,438 @@
+"""[`R1GRPOTrainer`]: TRL's GRPO trainer with R1's schedule, engine, reference resets and bookkeeping."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOTrainer
+
+from trl_r1.behaviours import reflective_words
+from trl_r1.exceptions import ConfigurationError, DataError
+from trl_r1.generation.engine import ColocatedEngine, colocated_engine
+from trl_r1.generation.options import check_options
+from trl_r1.generation.transformers import sample_with_transformers
+from trl_r1.responses import completion_text
+from trl_r1.rows import Completion, Prompt
+from trl_r1.trainers.callbacks import AdapterReferenceReset, StopAtRolloutBoundary, TrainingAlarms
+from trl_r1.trainers.checkpoints import (
+    add_reference_adapter,
+    load_reference,
+    save_reference,
+    without_reference,
+    without_reference_adapter,
+)
+from trl_r1.trainers.dynamic_sampling import GroupResampler, group_spread
+from trl_r1.trainers.grpo_config import R1GRPOConfig
+from trl_r1.trainers.losses import r1_sequence_loss
+
+# Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
+# half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
+_HIGHEST_FULL_LEARNING_RATE = 5e-6
+_LOWEST_LORA_LEARNING_RATE = 1e-5
+_SMALL_MODEL_PARAMETERS = 50_000_000
+_ACCURACY = "accuracy_reward"
+
+logger = logging.getLogger(__name__)
+
+RewardFunction = Callable[..., list[float | None]]
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffles TRL's sampler by (seed, epoch), so that a resumed run sees the order of an uninterrupted one."""
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler = sampler
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class R1GRPOTrainer(GRPOTrainer):
+    """GRPO the DeepSeek-R1 way (arXiv 2501.12948), on TRL's [`~trl.GRPOTrainer`].
+
+    Hooks of TRL and transformers that are wrapped with `super()`; `tests/test_trl_contract.py` checks their signatures:
+
+    - `_get_train_sampler`: the shuffle depends on (seed, epoch) alone, so that a resumed run keeps the order.
+    - `_generate_and_score_completions`: the length cap in force; hands the rows to dynamic sampling.
+    - `_generate`: finish reasons; dynamic sampling.
+    - `_calculate_rewards`: a completion without one of its rewards is left out; lengths, truncation, reflection.
+    - `_compute_loss`: `loss_type="r1"`.
+    - `_save`, `_save_optimizer_and_scheduler`, `_save_rng_state`, `_load_from_checkpoint`: the reference in checkpoints,
+      and a trainer state that is written only when all ranks are done.
+
+    While TRL's constructor runs, its `VLLMGeneration` is [`~trl_r1.generation.engine.ColocatedEngine`].
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, or the name or path to load it from.
+        reward_funcs (`list` of callables):
+            TRL's signature `(completions, **kwargs) -> list[float | None]`.
+        args ([`R1GRPOConfig`]):
+            Settings.
+        train_dataset ([`~datasets.Dataset`]):
+            Rows with a `prompt` column, and what the rewards read.
+        eval_dataset ([`~datasets.Dataset`], *optional*):
+            As in TRL.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; loaded from the model when not given.
+        callbacks (`list`, *optional*):
+            As in TRL; alarms and a graceful stop are added.
+        quantization_config (*optional*):
+            4-bit by bitsandbytes, as in TRL.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            LoRA, as in TRL. The reference for the KL is then a frozen snapshot of the adapter.
+        **kwargs:
+            Anything else that [`~trl.GRPOTrainer`] takes.
+
+    Raises:
+        [`~trl_r1.exceptions.ConfigurationError`]: A setting that cannot work; before weights are loaded.
+        [`~trl_r1.exceptions.DataError`]: Fewer questions than one rollout needs.
+    """
+
+    _tag_names = ["trl", "grpo", "trl-r1"]  # noqa: RUF012 - TRL's own class attribute
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: RewardFunction | list[RewardFunction] | None = None,
+        args: R1GRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            args = R1GRPOConfig(f"{model if isinstance(model, str) else model.name_or_path}-R1".split("/")[-1])
+        if not isinstance(args, R1GRPOConfig):
+            raise ConfigurationError(f"args is a {type(args).__name__}: R1GRPOTrainer takes an R1GRPOConfig.")
+        self._check_data(args, train_dataset)
+        if args.use_vllm and args.vllm_mode == "colocate":
+            self._check_engine(args, model, quantization_config)
+        self._rows: list[dict[str, Any]] | None = None
+        self._resampled_rewards: torch.Tensor | None = None
+        self.truncated: list[bool] = []
+
+        is_peft = peft_config is not None or isinstance(model, PeftModel)
+        reset_adapter = is_peft and bool(args.sync_ref_model)
+        if reset_adapter:
+            args.sync_ref_model = False  # TRL refuses it under PEFT; the snapshot below takes its place
+        with ExitStack() as stack:
+            if args.use_vllm and args.vllm_mode == "colocate":
+                stack.enter_context(colocated_engine(args.vllm_engine_kwargs))
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                **kwargs,
+            )
+        if reset_adapter:
+            args.sync_ref_model = True
+            add_reference_adapter(self.accelerator.unwrap_model(self.model))
+            self.add_callback(AdapterReferenceReset())
+        self.add_callback(TrainingAlarms())
+        self.add_callback(StopAtRolloutBoundary())
+        self._resampler = GroupResampler(self, args.dynamic_sampling_max_rounds) if args.dynamic_sampling else None
+        self._warn_about_learning_rate(is_peft)
+
+    # Checks
+
+    @staticmethod
+    def _check_data(args: R1GRPOConfig, train_dataset: Any) -> None:
+        needed = args.generation_batch_size // args.num_generations
+        if isinstance(train_dataset, Dataset):
+            if "prompt" not in train_dataset.column_names:
+                raise DataError(f"The data set has no column 'prompt'; it has {train_dataset.column_names}.")
+            if len(train_dataset) < needed:
+                raise DataError(
+                    f"The data set has {len(train_dataset)} questions but one rollout needs {needed} "
+                    "(questions_per_step x minibatches_per_rollout): no step would be taken. Lower one of them."
+                )
+        elif args.dynamic_sampling:
+            raise ConfigurationError(
+                "dynamic_sampling draws questions by index: give a Dataset, not an IterableDataset."
+            )
+
+    @staticmethod
+    def _check_engine(args: R1GRPOConfig, model: str | nn.Module, quantization_config: Any) -> None:
+        """Refuse what the engine cannot do, from the model's configuration alone."""
+        init = args.model_init_kwargs or {}
+        quantization = quantization_config or init.get("quantization_config")
+        config = (
+            AutoConfig.from_pretrained(model, revision=init.get("revision"), trust_remote_code=args.trust_remote_code)
+            if isinstance(model, str)
+            else model.config
+        )
+        check_options(
+            args.vllm_engine_kwargs or {},
+            config=config,
+            load_in_4bit=bool(getattr(quantization, "load_in_4bit", False)),
+            sleep_mode=args.vllm_enable_sleep_mode,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            world_size=args.world_size,
+        )
+
+    def _warn_about_learning_rate(self, is_peft: bool) -> None:
+        rate = self.args.learning_rate
+        if is_peft and 0 < rate < _LOWEST_LORA_LEARNING_RATE:
+            self._warn(f"learning_rate={rate:g} is meant for full fine-tuning; LoRA needs about 1e-5 to 1e-4 to learn.")
+        size = sum(p.numel() for p in self.model.parameters())
+        if not is_peft and size > _SMALL_MODEL_PARAMETERS and rate > _HIGHEST_FULL_LEARNING_RATE:
+            self._warn(f"learning_rate={rate:g} is high for RL of a pretrained model in full; R1 used 3e-6.")
+
+    def _warn(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            logger.warning(message)
+
+    # Rollouts
+
+    @property
+    def engine(self) -> ColocatedEngine | None:
+        """The colocated vLLM engine, if there is one."""
+        engine = getattr(self, "vllm_generation", None)
+        return engine if isinstance(engine, ColocatedEngine) else None
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
+
+    def _set_completion_length(self, length: int | None) -> None:
+        self.max_completion_length = length
+        if self.use_vllm:
+            self.vllm_generation.max_completion_length = length
+        else:
+            self.generation_config.max_new_tokens = length
+            self.generation_kwargs["max_new_tokens"] = length
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.model.training:
+            self._set_completion_length(self.args.completion_length_at(self.state.global_step))
+        self._rows = inputs
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            self._rows = self._resampled_rewards = None
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        output = self.generate_group_batch(prompts)
+        if self._resampler is not None and self.model.training and self._rows is not None:
+            output, self._resampled_rewards = self._resampler(self._rows, prompts, output)
+            self._log_rollout_metric("groups/resampled", float(self._resampler.replaced_groups))
+        return output
+
+    def generate_group_batch(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """TRL's `_generate`, and which of the completions were cut off, by the engine's finish reason."""
+        output = super()._generate(prompts)
+        completion_ids = output[1]
+        if self.engine is not None:
+            self.truncated = [reason == "length" for reason in self.engine.finish_reasons]
+        else:
+            self.truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids]
+        return output
+
+    # Rewards
+
+    def compute_rewards(
+        self, rows: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]
+    ) -> torch.Tensor:
+        """Rewards of all ranks, of shape `(completions, functions)`; NaN in the whole row of what cannot be scored.
+
+        TRL sums a missing reward as 0, which would punish a completion for a gold answer that no verifier can read.
+        """
+        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids)
+        if not self.args.partial_rewards:
+            rewards = rewards.masked_fill(rewards.isnan().any(dim=1, keepdim=True), torch.nan)
+        return rewards
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> torch.Tensor:
+        rewards = self._resampled_rewards
+        if rewards is None:
+            rewards = self.compute_rewards(inputs, prompts, completions, completion_ids_list)
+        self._log_rollout(rewards, completions, completion_ids_list)
+        return rewards
+
+    def _log_rollout_metric(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _log_rollout(self, rewards: torch.Tensor, completions: list[Any], completion_ids: list[list[int]]) -> None:
+        """Log what R1's curves show: lengths of right and wrong answers, truncation, spread, reflection."""
+        texts = [completion_text(completion) for completion in completions]
+        local = torch.tensor(
+            [
+                [len(ids), float(cut), reflective_words(text)]
+                for ids, cut, text in zip(completion_ids, self.truncated, texts, strict=True)
+            ],
+            device=rewards.device,
+        )
+        lengths, truncated, reflective = self.accelerator.gather(local).unbind(dim=1)
+        unscorable = rewards.isnan().all(dim=1)
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        spread = group_spread(rewards, self.reward_weights.to(rewards.device), size)
+        values = {
+            "completions/truncated": truncated.mean(),
+            "completions/unscorable": unscorable.float().mean(),
+            "completions/reflective_words": reflective.mean(),
+            "groups/without_spread": (spread <= self.args.zero_spread_tolerance).float().mean(),
+        }
+        if _ACCURACY in self.reward_func_names:
+            accuracy = rewards[:, self.reward_func_names.index(_ACCURACY)]
+            values["completions/mean_length_right"] = lengths[accuracy > 0.5].mean()
+            values["completions/mean_length_wrong"] = lengths[accuracy <= 0.5].mean()
+        for name, value in values.items():
+            self._log_rollout_metric(name, value.item())
+
+    # Loss
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        if self.loss_type != "r1":
+            return super()._compute_loss(model, inputs)
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        logps, entropies, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            compute_entropy=True,
+        )
+        old_logps = inputs.get("old_per_token_logps")
+        policy_loss, kl, ratio = r1_sequence_loss(
+            logps,
+            logps.detach() if old_logps is None else old_logps,
+            inputs.get("ref_per_token_logps"),
+            mask,
+            inputs["advantages"],
+            epsilon_low=self.epsilon_low,
+            epsilon_high=self.epsilon_high,
+            beta=self.beta,
+        )
+        if "importance_sampling_ratio" in inputs:  # of shape (B, 1): the config admits sequence modes only
+            policy_loss = policy_loss * inputs["importance_sampling_ratio"].squeeze(1)
+        reduce = self.accelerator.reduce
+        tokens = reduce(torch.stack([(entropies * mask).sum(), mask.sum().float()]))
+        self._log_rollout_metric("entropy", (tokens[0] / tokens[1].clamp(min=1)).item())
+        self._log_rollout_metric("kl", reduce(kl.detach().mean(), reduction="mean").item())
+        self._log_rollout_metric("ratio/sequence_mean", reduce(ratio.detach().mean(), reduction="mean").item())
+        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1.0
+        return (policy_loss + self.beta * kl).mean() / accumulation
+
+    # Checkpoints
+
+    @property
+    def _reference(self) -> nn.Module | None:
+        """What holds the reference once it was reset: the reference model, or the PEFT model with its snapshot."""
+        if self.beta == 0.0 or not self.args.sync_ref_model:
+            return None
+        return self.ref_model if self.ref_model is not None else self.accelerator.unwrap_model(self.model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        with without_reference_adapter(model) as hidden:
+            if hidden:  # PEFT picks an adapter's tensors by name and would take the reference's along
+                state_dict = without_reference(model.state_dict() if state_dict is None else state_dict)
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._reference is not None and self.state.global_step >= self.args.ref_model_sync_steps:
+            save_reference(self._reference, output_dir, is_main=self.args.should_save)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The main process writes the trainer's state next, which marks the checkpoint as whole: all must be done.
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._reference is not None:
+            load_reference(self._reference, resume_from_checkpoint)
+
+    # Sampling outside training
+
+    def sample(
+        self,
+        prompts: list[Prompt],
+        n: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+    ) -> list[list[Completion]]:
+        """Sample completions from the current policy with the trainer's own engine; every rank must call it.
+
+        Args:
+            prompts (`list`): Prompts as the data set holds them, rendered text or messages; this rank's share.
+            n (`int`): Completions per prompt.
+            temperature (`float`, defaults to 1.0): Sampling temperature.
+            top_p (`float`, defaults to 1.0): Nucleus.
+            max_tokens (`int`, *optional*): Cap in tokens; the training cap when not given.
+            seed (`int`, *optional*): For reproducible samples.
+
+        Returns:
+            `list[list[Completion]]`: `n` completions for each prompt, in order.
+        """
+        max_tokens = max_tokens or self.args.completion_length_at(self.state.global_step)
+        prompt_ids = self._tokenize_prompts(prompts)[0] if prompts else []
+        if self.engine is not None:
+            if self.state.global_step != self._last_loaded_step:
+                self.engine.sync_weights()
+                self._last_loaded_step = self.state.global_step
+            samples = self.engine.sample(
+                prompt_ids, n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed
+            )
+        else:
+            samples = sample_with_transformers(
+                self.model_wrapped,
+                self.accelerator,
+                prompt_ids,
+                n,
+                eos_token_ids=self.eos_token_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_tokens,
+                seed=seed,
+            )
+        texts = self._tokenizer.batch_decode(
+            [sample.token_ids for group in samples for sample in group], skip_special_tokens=True
+        )
+        decoded = iter(texts)
+        return [
+            [Completion(next(decoded), tuple(sample.token_ids), sample.finish_reason) for sample in group]
+            for group in samples
+        ]
