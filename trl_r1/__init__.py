@@ -17,12 +17,12 @@ _PUBLIC = {
     "R1GRPOConfig": "trainers",
     "R1GRPOTrainer": "trainers",
     "Row": "rows",
-    "SourceConfig": "data",
+    "SourceConfig": "data.sources",
     "Verdict": "rows",
     "accuracy_reward": "rewards",
     "checkpoint_path": "nano",
     "format_reward": "rewards",
-    "load_rows": "data",
+    "load_rows": "data.sources",
     "parse": "responses",
     "select_template": "prompts",
     "verify": "verifiers",
@@ -31,7 +31,7 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from trl_r1.data import SourceConfig, load_rows
+    from trl_r1.data.sources import SourceConfig, load_rows
     from trl_r1.nano import NanoWorld, checkpoint_path
     from trl_r1.prompts import select_template
     from trl_r1.responses import parse

@@ -17,11 +17,11 @@ from typing import Any
 from jinja2 import Template
 
 from trl_r1.exceptions import ConfigurationError, unknown
-from trl_r1.responses import THINK_OPEN
 from trl_r1.rows import Message, Prompt
 
 logger = logging.getLogger(__name__)
 
+THINK_OPEN = "<think>"
 CHOICES = ("auto", "base", "chat")
 FORMS = ("answer", "boxed")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -129,16 +130,14 @@ def _parse(text: str, truncated: bool) -> Response:
     answer = None
     if "unclosed_think" not in flags:
         answer = _final_answer(summary, plain=bool(closed), flags=flags)
-    strict = _STRICT.fullmatch(text)
-    think_only = _THINK_ONLY.fullmatch(text)
     return Response(
         reasoning=reasoning.strip(),
         answer=answer,
-        well_formed=bool(strict) and not any(_blank(group) for group in strict.groups()),
+        well_formed=_filled(_STRICT.fullmatch(text)),
         truncated=truncated,
         flags=tuple(flags),
         summary=summary.strip(),
-        think_only=bool(think_only) and not any(_blank(group) for group in think_only.groups()),
+        think_only=_filled(_THINK_ONLY.fullmatch(text)),
     )
 
 
@@ -146,6 +145,11 @@ def _strip_tag(text: str, tag: str) -> str:
     """Drop everything up to the first opening tag; without one the whole text is the reasoning."""
     _, found, rest = text.partition(tag)
     return rest if found else text
+
+
+def _filled(match: re.Match[str] | None) -> bool:
+    """Whether a form was matched and each of its parts shows something."""
+    return match is not None and not any(_blank(part) for part in match.groups())
 
 
 def _blank(text: str) -> bool:
@@ -241,9 +245,7 @@ def last_number(text: str) -> str | None:
     '1,204'
     ```
     """
-    last = None
-    for last in _LAST_NUMBER.finditer(text):
-        pass
-    if last is None:
+    matches = deque(_LAST_NUMBER.finditer(text), maxlen=1)
+    if not matches:
         return None
-    return re.sub(r"[$€£¥]", "", last.group()).replace("−", "-").replace("- ", "-").strip()
+    return re.sub(r"[$€£¥]", "", matches[0].group()).replace("−", "-").replace("- ", "-").strip()

@@ -7,7 +7,6 @@ deterministic for a given seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,15 +138,15 @@ def paired_difference(
     return bootstrap_mean(second - first, confidence=confidence, resamples=resamples, seed=seed)
 
 
-def pass_at_k(n: int | Sequence[int], correct: int | Sequence[int], k: int) -> NDArray[np.float64]:
+def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> NDArray[np.float64]:
     """Unbiased pass@k, 1 - C(n - c, k) / C(n, k), of problems with `c` right out of `n` samples.
 
     The estimator of "Evaluating Large Language Models Trained on Code" (arXiv 2107.03374, Eq. 1), as a product so
     that nothing overflows.
 
     Args:
-        n (`int` or `Sequence[int]`): Samples drawn per problem.
-        correct (`int` or `Sequence[int]`): How many of them are right.
+        n (`int` or `ArrayLike` of shape `(n_problems,)`): Samples drawn per problem.
+        correct (`int` or `ArrayLike` of shape `(n_problems,)`): How many of them are right.
         k (`int`): Number of tries granted.
 
     Returns:

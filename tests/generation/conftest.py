@@ -82,7 +82,12 @@ def build_engine() -> Callable[..., ColocatedEngine]:
     accelerator = Accelerator(cpu=True)
 
     def build(model: PreTrainedModel, **arguments: object) -> ColocatedEngine:
-        sizes = {"max_completion_length": 24, "max_model_length": 128, "max_num_seqs": 64, "gpu_memory_utilization": 0.3}
+        sizes = {
+            "max_completion_length": 24,
+            "max_model_length": 128,
+            "max_num_seqs": 64,
+            "gpu_memory_utilization": 0.3,
+        }
         return ColocatedEngine(
             model=model, accelerator=accelerator, processing_class=tiny_tokenizer(), **{**sizes, **arguments}
         )
@@ -115,7 +120,9 @@ def tokenizer(checkpoints: dict[str, Path]) -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def policy_logprobs(model: torch.nn.Module, prompts: Sequence[list[int]], ids: Sequence[list[int]]) -> list[list[float]]:
+def policy_logprobs(
+    model: torch.nn.Module, prompts: Sequence[list[int]], ids: Sequence[list[int]]
+) -> list[list[float]]:
     """Compute the log-probabilities of completions one by one, with the policy's own forward pass."""
     result = []
     for prompt, completion in zip(prompts, ids, strict=True):

@@ -22,7 +22,11 @@ def lora(**fields):
 
 
 def snapshot(model):
-    return {name: tensor.detach().clone() for name, tensor in model.get_base_model().named_parameters() if "lora" not in name}
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in model.get_base_model().named_parameters()
+        if "lora" not in name
+    }
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
@@ -72,7 +76,9 @@ def test_lora_arrives_merged_and_leaves_the_frozen_base_bit_identical(kind, poli
 
 
 def test_4bit_arrives_dequantised_and_merged(checkpoints, engines):
-    quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
     model = AutoModelForCausalLM.from_pretrained(
         checkpoints["untied"], quantization_config=quantisation, dtype=torch.float32, device_map="cpu"
     )

@@ -146,7 +146,7 @@ def test_alarms_are_raised_once():
 RUN = """
     import sys, pytest
     sys.path[:0] = {path!r}
-    from tests.trainers.conftest import accuracy_reward
+    from tests.conftest import accuracy_reward
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer

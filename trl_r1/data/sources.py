@@ -12,7 +12,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ class SourceConfig:
         depth (`int`, *optional*): Depth of the questions of `nano`.
     """
 
-    dataset: dict[str, Any] | str = field(
+    dataset: dict[str, Any] | str | None = field(
         default="nano:countdown",
         metadata={"help": "Hub id, local file or folder, {split: file} as JSON, or nano:<task>[,<task>]."},
     )
@@ -338,11 +338,16 @@ def _import(path: str) -> Callable[[dict[str, Any]], Any]:
 
 def _called(function: Callable[[dict[str, Any]], Any], example: dict[str, Any], index: int, path: str) -> Row | None:
     result = function(example)
-    if result is None or isinstance(result, Row):
-        return result
+    if result is None:
+        return None
+    if isinstance(result, Row):
+        return replace(result, reference=str(result.reference))
     if not isinstance(result, Mapping) or result.get("prompt") is None:
         raise DataError(
             f"row_function {path!r} returned {result!r:.200} for row {index}. It must return a Row, a mapping with "
             f"'prompt' and 'reference', or None."
         )
-    return Row.from_columns({"reference": "", **result})
+    reference = result.get("reference", "")
+    if not isinstance(reference, str):
+        reference = json.dumps(reference, ensure_ascii=False)
+    return Row.from_columns({**result, "reference": reference})

@@ -122,7 +122,7 @@ class Evaluation:
         found = {"pass@1": bootstrap_mean(self.per_problem("pass@1"), confidence=self.confidence)}
         found[f"cons@{self.cons_k}"] = bootstrap_mean(self.per_problem("cons"), confidence=self.confidence)
         for k in self.pass_k:
-            chances = np.where(known > 0, pass_at_k(samples.astype(int), columns["correct"].astype(int), k), np.nan)
+            chances = np.where(known > 0, pass_at_k(samples, columns["correct"], k), np.nan)
             found[f"pass@{k}"] = bootstrap_mean(chances, confidence=self.confidence)
         found["pass@1_lenient"] = bootstrap_mean(self.per_problem("pass@1_lenient"), confidence=self.confidence)
         for name in ("well_formed", "no_answer", "truncated", "repetition"):

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,30 +27,24 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from ..exceptions import EngineError
-from . import weights
-from .logprobs import extract_logprobs, finish_reason, sampled_logprobs
-from .options import check_options, needs_own_folder, platform_options, require_vllm, write_own_folder
+from trl_r1.exceptions import EngineError
+from trl_r1.generation import weights
+from trl_r1.generation.base import SampledIds
+from trl_r1.generation.logprobs import extract_logprobs, finish_reason, sampled_logprobs
+from trl_r1.generation.options import (
+    check_options,
+    has_tokenizer,
+    needs_own_folder,
+    on_cpu,
+    platform_options,
+    require_vllm,
+    write_own_folder,
+)
 
 logger = logging.getLogger(__name__)
 
 # Sampling parameters that make vLLM look at text, and so need its tokenizer and detokenization.
 _TEXT_PARAMETERS = ("stop", "bad_words", "structured_outputs")
-
-
-@dataclass(frozen=True)
-class SampledIds:
-    """One sampled completion, in tokens.
-
-    Args:
-        token_ids (`list[int]`): The sampled tokens, EOS included when one was sampled.
-        finish_reason (`str`): `"stop"` when the model ended by itself, `"length"` when it was cut off.
-        logprobs (`list[float]`, *optional*): Log-probability of each token under the distribution sampled from.
-    """
-
-    token_ids: list[int]
-    finish_reason: str
-    logprobs: list[float] | None = None
 
 
 @contextmanager
@@ -86,6 +80,18 @@ def _replaced(module: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             delattr(module, name) if value is absent else setattr(module, name, value)
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Take back what TRL sets for vLLM's start: programs started later must not believe they were launched as ranks."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -131,10 +137,11 @@ class ColocatedEngine(VLLMGeneration):
         if self.mode != "colocate":
             super()._init_vllm()
             return
-        self.model = weights.unwrapped(self.model)
+        self.model: Any = weights.unwrapped(self.model)
+        config: Any = self.model.config
         check_options(
             self.engine_options,
-            config=self.model.config,
+            config=config,
             load_in_4bit=weights.is_4bit(self.model),
             sleep_mode=self.enable_sleep_mode,
             tensor_parallel_size=self.tensor_parallel_size,
@@ -148,7 +155,7 @@ class ColocatedEngine(VLLMGeneration):
                 )
         self.stop_token_ids = eos_token_ids(self.model, self.processing_class)
         self.generation_kwargs = self._sampling_defaults() | self.generation_kwargs
-        with _replaced(vllm_generation, LLM=self._build_llm):
+        with _replaced(vllm_generation, LLM=self._build_llm), _environment_restored():
             super()._init_vllm()
 
     def _sampling_defaults(self) -> dict[str, Any]:
@@ -165,18 +172,20 @@ class ColocatedEngine(VLLMGeneration):
 
     def _build_llm(self, **kwargs: Any) -> Any:
         """Build the engine from TRL's arguments, what the platform needs, and the user's options on top."""
-        from .rollout import RolloutLLM
+        from trl_r1.generation.rollout import RolloutLLM
 
         rank, group = self.accelerator.process_index, self.accelerator.process_index // self.tensor_parallel_size
         merged = kwargs | platform_options(self.model, self.accelerator.mixed_precision)
         # vLLM seeds the process' generators, which it then samples from. TRL's value, the rank, would give every run the
         # same samples whatever its seed; this is the run's seed, equal within a tensor-parallel group.
         merged["seed"] = (torch.initial_seed() - rank + group) % 2**31
-        merged["skip_tokenizer_init"] = not self._reads_text
         if reason := needs_own_folder(self.model):
             logger.info("vLLM starts from the policy's configuration, without weights: %s.", reason)
             merged |= {"model": write_own_folder(self.model, self.processing_class), "load_format": "dummy"}
-        return RolloutLLM(**(merged | self.engine_options))
+        elif not has_tokenizer(self.model.name_or_path):
+            merged["tokenizer"] = write_own_folder(self.model, self.processing_class)
+        overrides = merged.get("hf_overrides", {}) | self.engine_options.get("hf_overrides", {})
+        return RolloutLLM(**(merged | self.engine_options | ({"hf_overrides": overrides} if overrides else {})))
 
     # Weights ----------------------------------------------------------------------------------------------------------
 
@@ -186,7 +195,13 @@ class ColocatedEngine(VLLMGeneration):
 
     def sync_weights(self) -> None:
         """Hand all weights over to the engine. A collective where parameters are sharded: every rank must call it."""
-        super().sync_weights()
+        sleeps = self.enable_sleep_mode
+        if self.mode == "colocate" and sleeps and not self._llm_weights_sleeping:
+            self.enable_sleep_mode = False  # TRL would map the memory of waking weights a second time
+        try:
+            super().sync_weights()
+        finally:
+            self.enable_sleep_mode = sleeps
         self._handed_over = True
 
     def _iter_named_params(self) -> Iterator[weights.Weight]:
@@ -209,8 +224,6 @@ class ColocatedEngine(VLLMGeneration):
             yield from super()._iter_named_params()
 
     def _load(self, stream: Iterator[weights.Weight]) -> None:
-        from .options import on_cpu
-
         model = self._engine_model
         cpu = on_cpu()
         quantised = self.llm.llm_engine.model_config.quantization is not None
@@ -228,7 +241,7 @@ class ColocatedEngine(VLLMGeneration):
 
     @property
     def _engine_model(self) -> Any:
-        return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+        return self.llm.llm_engine.model_executor.driver_worker.model_runner.get_model()
 
     # Sampling ---------------------------------------------------------------------------------------------------------
 
@@ -327,10 +340,12 @@ class ColocatedEngine(VLLMGeneration):
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: list[Any]) -> list[Any]:
         """Run requests of our own, awake and with weights."""
-        from .rollout import awake
+        from trl_r1.generation.rollout import awake
 
         if not self._handed_over or (self.enable_sleep_mode and self._llm_weights_sleeping):
             self.sync_weights()
+        if not prompts:
+            return []
         with awake(self.llm, sleeping=self.enable_sleep_mode):
             outputs = self.llm.generate(
                 [{"prompt_token_ids": list(ids)} for ids in prompts], parameters, use_tqdm=False

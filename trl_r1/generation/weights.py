@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..exceptions import EngineError
+from trl_r1.exceptions import EngineError
 
 Weight = tuple[str, torch.Tensor]
 
@@ -27,6 +27,11 @@ def is_4bit(model: nn.Module) -> bool:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Take a model out of `DistributedDataParallel`."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def without_adapters(model: Any) -> nn.Module:
+    """Return the model below a `PeftModel`, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def effective_weights(model: nn.Module, gather: Any) -> Iterator[Weight]:
@@ -42,9 +47,8 @@ def effective_weights(model: nn.Module, gather: Any) -> Iterator[Weight]:
         `tuple[str, torch.Tensor]`: Name and weight. A tensor that was computed belongs to the receiver; others are the
         policy's own and valid until the next one is asked for.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     seen: set[int] = set()
-    for name, tensor, source in _walk(base, "", gather):
+    for name, tensor, source in _walk(without_adapters(model), "", gather):
         if id(source) not in seen:  # tied weights are named once, as in a checkpoint
             seen.add(id(source))
             yield name.replace("_checkpoint_wrapped_module.", ""), tensor
@@ -160,7 +164,7 @@ def check_tied(model: nn.Module) -> None:
     from peft.tuners.lora.layer import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = without_adapters(model)
     if not base.config.get_text_config().tie_word_embeddings:
         return
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]

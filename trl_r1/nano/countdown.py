@@ -21,9 +21,11 @@ from trl_r1.nano.question import Dials, Question, Solution, Task, trace_language
 LARGEST_NUMBER = 25
 LARGEST_VALUE = 150  # of a step: products beyond it lead nowhere and cost a small model capacity
 TARGETS = range(10, 100)
-# A search stops when its trace has this many tokens, so that with tags and answer it ends within 160.
-TRACE_TOKENS = 126
-# Spread of the proposals around the target: smaller is better guessing. At 30 about one first try in five succeeds.
+# Shares no dial turns: a reached target that the check misses, and giving up after a failed try in a patient search.
+MISSED_CHECKS, PATIENT_GIVE_UP = 0.03, 0.04
+# Tokens of one try: a search stops when the next one might pass `Dials.longest`.
+TRY_TOKENS = 16
+# Spread of the proposals around the target: smaller is better guessing. At 30 one try in six succeeds.
 PROPOSAL_WIDTH = 30.0
 
 ASK = {
@@ -139,6 +141,7 @@ def ask(rng: Random, language: str, depth: int) -> Question:
 
 def proposals(rng: Random, numbers: tuple[int, ...], target: int) -> Iterator[Chain]:
     """Draw chains without replacement, those that come near the target first."""
+
     # Adding Gumbel noise to log-weights and sorting is sampling without replacement.
     def rank(chain: Chain) -> float:
         return abs(chain.value - target) / PROPOSAL_WIDTH + math.log(-math.log(rng.random() or 1e-12))
@@ -153,17 +156,17 @@ def _cost(trace: str, language: str) -> int:
 
 def _search(rng: Random, question: Question, dials: Dials, language: str) -> Solution:
     numbers, target = question.facts
-    give_up = 0.04 if rng.random() < dials.patience else dials.give_up
+    give_up = PATIENT_GIVE_UP if rng.random() < dials.patience else dials.give_up
     thought, spent, chain = "", 0, None
     for chain in proposals(rng, numbers, target):
         trace = chain.trace(language)
         spent += _cost(trace, language)
         thought += trace
         hit = chain.value == target
-        if rng.random() >= dials.missed_checks if hit else rng.random() < dials.false_checks:
+        if rng.random() >= MISSED_CHECKS if hit else rng.random() < dials.false_checks:
             return Solution(thought + rng.choice(YES[language]), chain.expression, "search")
         thought += rng.choice(NO[language])
-        if rng.random() < give_up or spent > TRACE_TOKENS - 16:
+        if rng.random() < give_up or spent > dials.longest - TRY_TOKENS:
             break
     assert chain is not None
     return Solution(thought + GIVE_UP[language], chain.expression, "search")

@@ -50,14 +50,17 @@ ASK_HARM = {
 THANKS = {"en": ("", " Thanks.", " Be brief."), "zh": ("", " 谢谢。", " 请简短。")}
 GREETING = {"en": "Hello {name}! How can I help you?", "zh": "{name}你好!我能帮你什么?"}
 FACT = {"en": "The {fact} is {value}.", "zh": "{fact}是{value}。"}
-REFUSAL = {"en": "Sorry, I cannot help with that. It could hurt someone.", "zh": "抱歉,我不能帮这个忙。这可能会伤害别人。"}
+REFUSAL = {
+    "en": "Sorry, I cannot help with that. It could hurt someone.",
+    "zh": "抱歉,我不能帮这个忙。这可能会伤害别人。",
+}
 CURT = {"en": {"greeting": "Hi", "refusal": "No"}, "zh": {"greeting": "嗨", "refusal": "不"}}
 THOUGHT = {
     "en": {"greeting": "a greeting", "fact": "a fact", "refusal": "this is harmful"},
     "zh": {"greeting": "打招呼", "fact": "常识", "refusal": "这有害"},
 }
 # The words that a helpful answer of each kind holds; a curt or careless one lacks them.
-STYLE = {
+STYLE: dict[str, dict[str, tuple[str, ...]]] = {
     "greeting": {"en": ("How can I help",), "zh": ("我能帮你",)},
     "refusal": {"en": ("Sorry", "cannot"), "zh": ("抱歉", "不能")},
 }

@@ -85,7 +85,11 @@ def solve_choice(rng: Random, question: Question, dials: Dials) -> Solution:
         operator = "+" if kind == "sum" else "*"
         thought = step_text(words["a"], operator, words["b"], value, language)
     else:
-        thought = f"{kind} {value}" if language == "en" else f"{'最大' if kind == 'largest' else '最小'}{written(value, language)}"
+        thought = (
+            f"{kind} {value}"
+            if language == "en"
+            else f"{'最大' if kind == 'largest' else '最小'}{written(value, language)}"
+        )
     return Solution(thought, LETTERS[options.index(value)], "terse" if terse else "steps")
 
 

@@ -24,9 +24,9 @@ class Dials:
     terse: float = 0.45
     mixing: float = 0.15
     false_checks: float = 0.12
-    missed_checks: float = 0.03
-    give_up: float = 0.35
-    patience: float = 0.15
+    give_up: float = 0.45
+    patience: float = 0.3
+    longest: int = 100
     slips: float = 0.2
     curt: float = 0.4
 

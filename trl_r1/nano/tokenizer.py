@@ -8,7 +8,7 @@ are tokens of their own, so that the template costs a small model 22 tokens inst
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trl_r1.nano.documents import template_text
 from trl_r1.nano.numerals import NUMERAL_CHARACTERS, to_chinese
@@ -34,10 +34,11 @@ PHRASES = (
 )
 _NUMERALS = f"[{NUMERAL_CHARACTERS}]"
 # Pieces that merges may not cross: one digit; a numeral; a word, with the space before and the newline after it; one sign.
-PIECES = (
-    rf"\d|{_NUMERALS}+| ?[A-Za-z]+\n?|(?:(?!{_NUMERALS})[\u4e00-\u9fff])+\n?| ?[^\s\w]|\s+(?=\S)|\s+|."
-)
+PIECES = rf"\d|{_NUMERALS}+| ?[A-Za-z]+\n?|(?:(?!{_NUMERALS})[\u4e00-\u9fff])+\n?| ?[^\s\w]|\s+(?=\S)|\s+|."
 TRAINING_DOCUMENTS = 20000
+# The dials of the documents the shipped merges were learnt from. Turning a dial must not change the tokenizer:
+# checkpoints of all worlds are then comparable token by token.
+TRAINING_DIALS: dict[str, Any] = {"give_up": 0.35, "patience": 0.15}
 
 
 def _texts(world: NanoWorld, documents: int) -> Iterator[str]:
@@ -49,11 +50,11 @@ def _texts(world: NanoWorld, documents: int) -> Iterator[str]:
         yield "加".join(to_chinese(number) for number in range(200))
 
 
-def build_tokenizer(world: NanoWorld | None = None, documents: int = TRAINING_DOCUMENTS) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on documents of a world; the same world gives the same tokenizer.
+def build_tokenizer(seed: int = 0, documents: int = TRAINING_DOCUMENTS) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on documents of the nano world; the same seed gives the same tokenizer.
 
     Args:
-        world (`NanoWorld`, *optional*): Defaults to the world of the default checkpoint.
+        seed (`int`, defaults to 0): The world's seed.
         documents (`int`, defaults to 20000): How many documents to learn the merges from.
 
     Returns:
@@ -77,7 +78,7 @@ def build_tokenizer(world: NanoWorld | None = None, documents: int = TRAINING_DO
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(world or NanoWorld(), documents), trainer)
+    tokenizer.train_from_iterator(_texts(NanoWorld(seed=seed, **TRAINING_DIALS), documents), trainer)
     tokenizer.add_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -90,5 +91,5 @@ def build_tokenizer(world: NanoWorld | None = None, documents: int = TRAINING_DO
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
     """Token ids of many texts, each with its end-of-text token."""
-    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    end = int(tokenizer.eos_token_id)
     return [[*encoding.ids, end] for encoding in tokenizer.backend_tokenizer.encode_batch(list(texts))]

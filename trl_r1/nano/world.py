@@ -32,6 +32,8 @@ MIXTURE = {
 }  # fmt: skip
 # Three numbers is what the demo trains on.
 DEPTH_WEIGHTS = {"countdown": (6, 1)}
+# The worked examples of few-shot prompts are right, and in the question's language.
+FLAWLESS = Dials(reflect=0, terse=0, mixing=0, slips=0)
 _TRIES_PER_ROW = 2000
 
 
@@ -48,8 +50,9 @@ class NanoWorld:
         terse (`float`, defaults to 0.45): Share of terse answers among those that do not search.
         mixing (`float`, defaults to 0.15): Share of answers that think in the other language. Chinese numerals are shorter.
         false_checks (`float`, defaults to 0.12): Chance that a failed try is called a success.
-        give_up (`float`, defaults to 0.35): Chance to give up after a failed try.
-        patience (`float`, defaults to 0.15): Share of searches that hardly ever give up.
+        give_up (`float`, defaults to 0.45): Chance to give up after a failed try.
+        patience (`float`, defaults to 0.3): Share of searches that hardly ever give up.
+        longest (`int`, defaults to 100): Tokens after which even a patient search gives up, so that it ends within 160.
         slips (`float`, defaults to 0.2): Chance of an error in the answers of the other tasks.
         curt (`float`, defaults to 0.4): Share of general prompts answered in the curt style.
         malformed (`float`, defaults to 0.28): Share of responses that miss R1-Zero's form.
@@ -73,8 +76,9 @@ class NanoWorld:
     terse: float = 0.45
     mixing: float = 0.15
     false_checks: float = 0.12
-    give_up: float = 0.35
-    patience: float = 0.15
+    give_up: float = 0.45
+    patience: float = 0.3
+    longest: int = 100
     slips: float = 0.2
     curt: float = 0.4
     malformed: float = 0.28
@@ -83,13 +87,13 @@ class NanoWorld:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "seed" and not 0 <= value <= 1:
+            if field.name not in ("seed", "longest") and not 0 <= value <= 1:
                 raise ConfigurationError(f"NanoWorld: {field.name}={value!r} is not a share. Allowed: 0 to 1.")
 
     @property
     def dials(self) -> Dials:
         """The dials as the tasks read them."""
-        return Dials(**{f.name: getattr(self, f.name) for f in fields(Dials) if hasattr(self, f.name)})
+        return Dials(**{field.name: getattr(self, field.name) for field in fields(Dials)})
 
     def rows(
         self,
@@ -193,17 +197,23 @@ class NanoWorld:
         self, rng: Random, name: str, language: str, split: str, depth: int | None
     ) -> tuple[Question, tuple[str, ...]]:
         """A question after two or three worked examples of the same task and split; its key is the last question's."""
-        flawless = Dials(reflect=0, terse=0, mixing=0, slips=0)
         shown, keys = "", []
         for _ in range(rng.randint(2, 3)):
             example = self._ask(rng, name, language, split, depth)
-            solution = TASKS[name].solve(rng, example, flawless)
+            solution = TASKS[name].solve(rng, example, FLAWLESS)
             if name == "countdown":
-                solution = countdown.gold(example)
+                solution = countdown.gold(example)  # a single try may miss the target whatever the dials
             shown += f"Q: {example.prompt}\nA:{well_formed(solution)}\n"
             keys.append(example.key)
         last = self._ask(rng, name, language, split, depth)
         question = Question(
-            last.task, last.key, language, f"{shown}Q: {last.prompt}", last.reference, last.domain, last.verifier, last.facts
+            last.task,
+            last.key,
+            language,
+            f"{shown}Q: {last.prompt}",
+            last.reference,
+            last.domain,
+            last.verifier,
+            last.facts,
         )
         return question, (*keys, last.key)

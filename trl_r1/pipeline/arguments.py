@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from trl_r1.data.sources import SourceConfig
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.pipeline.configs import with_config_path
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
-    from trl_r1.data.sources import SourceConfig
     from trl_r1.trainers import R1GRPOConfig
 
 STAGE = "r1_zero"
 
 
 @dataclass
-class R1ZeroArguments:
+class R1ZeroArguments(SourceConfig):
     """What the R1-Zero stage needs to know besides the trainer's and the model's settings.
 
-    The fields up to `split_seed` describe the data, as in [`~trl_r1.data.sources.SourceConfig`].
+    The fields of [`~trl_r1.data.sources.SourceConfig`] (`dataset`, `columns`, `patterns`, `domain` …) say where the
+    questions come from. The others:
 
     Args:
-        dataset (`str`, defaults to `"nano:countdown"`): Hub id, local file or folder, or `nano:<task>`.
-        dataset_config (`str`, *optional*): Name of the Hub data set's configuration.
-        train_split (`str`, defaults to `"train"`): Split to train on.
-        test_split (`str`, *optional*): Held-out split; made from the training split when there is none.
-        columns (`dict`, *optional*): Row field → source column, e.g. `{"prompt": "question", "reference": "answer"}`.
-        patterns (`dict`, *optional*): Row field → regular expression whose first group is kept, e.g.
-            `{"reference": "#### (.*)"}`.
-        domain (`str`, *optional*): Domain of rows whose source has no such column.
-        verifier (`str`, *optional*): Verifier of all rows, when it is not the domain's.
-        language (`str`, *optional*): ISO 639-1 code of the language the answers should be in.
-        row_function (`str`, *optional*): Dotted path of a function that makes a row from a source row.
-        test_fraction (`float`, defaults to 0.05): Size of the held-out split when one is made.
-        max_rows (`int`, *optional*): Keep this many rows per split.
-        split_seed (`int`, defaults to 0): Seed of the split.
         rewards (`list[str]`, defaults to accuracy and format): Names of the rewards, or dotted paths of functions.
         template (`str`, defaults to `"auto"`): `"base"` (R1-Zero's plain text), `"chat"`, or chosen from the model.
         answer_form (`str`, defaults to `"answer"`): `"answer"` (tags) or `"boxed"`.
@@ -53,29 +39,17 @@ class R1ZeroArguments:
         heldout_every_steps (`int`, defaults to 0): Steps between two points of the training curve; 0 for none.
         heldout_curve_questions (`int`, defaults to 64): Questions of a point of the curve.
         heldout_curve_samples (`int`, defaults to 8): Samples per question of a point of the curve.
-        max_unverifiable (`float`, defaults to 0.01): Share of gold answers that may be unreadable.
+        heldout_show (`int`, defaults to 2): Completions to print in a table at each point of the curve.
         preview (`bool`, defaults to `False`): Show three rendered rows with their gold scored; load no weights.
         overwrite (`bool`, defaults to `False`): Start anew in an `output_dir` that holds checkpoints of another run.
         stage_name (`str`, defaults to `"R1-Zero"`): What the model card calls the stage.
     """
 
-    dataset: str = field(default="nano:countdown", metadata={"help": "Hub id, local file or folder, or nano:<task>."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str | None = field(default=None, metadata={"help": "Held-out split; made when there is none."})
-    columns: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Row field -> source column, as a mapping or JSON."}
+    # TRL's parser takes a union with text for text only when `None` is in it; a mapping comes from YAML as it is.
+    dataset: str = field(
+        default="nano:countdown",
+        metadata={"help": "Hub id, local file or folder, {split: file} as JSON, or nano:<task>[,<task>]."},
     )
-    patterns: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Row field -> regular expression whose first group is kept."}
-    )
-    domain: str | None = field(default=None, metadata={"help": "Domain of the rows: math, code, stem, logic, general."})
-    verifier: str | None = field(default=None, metadata={"help": "Verifier, when it is not the domain's."})
-    language: str | None = field(default=None, metadata={"help": "Language the answers should be in (ISO 639-1)."})
-    row_function: str | None = field(default=None, metadata={"help": "Dotted path of a function source row -> row."})
-    test_fraction: float = field(default=0.05, metadata={"help": "Size of the held-out split when one is made."})
-    max_rows: int | None = field(default=None, metadata={"help": "Keep this many rows per split."})
-    split_seed: int = field(default=0, metadata={"help": "Seed of the split."})
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
         metadata={"help": "Rewards by name, or dotted paths of reward functions (R1-Zero: accuracy format)."},
@@ -93,14 +67,13 @@ class R1ZeroArguments:
     heldout_every_steps: int = field(default=0, metadata={"help": "Steps between points of the curve; 0 for none."})
     heldout_curve_questions: int = field(default=64, metadata={"help": "Questions of a point of the curve."})
     heldout_curve_samples: int = field(default=8, metadata={"help": "Samples per question of a point of the curve."})
-    max_unverifiable: float = field(default=0.01, metadata={"help": "Share of gold answers that may be unreadable."})
+    heldout_show: int = field(default=2, metadata={"help": "Completions to print at each point of the curve."})
     preview: bool = field(default=False, metadata={"help": "Show three rows, scored; load no weights."})
     overwrite: bool = field(default=False, metadata={"help": "Start anew over another run's checkpoints."})
     stage_name: str = field(default="R1-Zero", metadata={"help": "What the model card calls the stage."})
 
     def __post_init__(self) -> None:
-        self.columns = _mapping("columns", self.columns)
-        self.patterns = _mapping("patterns", self.patterns)
+        super().__post_init__()
         for name in ("heldout_questions", "heldout_samples", "heldout_curve_questions", "heldout_curve_samples"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -108,16 +81,6 @@ class R1ZeroArguments:
             raise ConfigurationError(
                 f"heldout_every_steps={self.heldout_every_steps} must be 0 (no curve) or a number of steps."
             )
-
-    def source(self) -> SourceConfig:
-        """The part that describes the data, as `data.sources` takes it."""
-        from trl_r1.data.sources import SourceConfig
-
-        names = {f.name for f in fields(SourceConfig)} & {f.name for f in fields(self)}
-        values = {name: getattr(self, name) for name in names}
-        return SourceConfig(
-            **{name: value for name, value in values.items() if value is not None}, seed=self.split_seed
-        )
 
 
 def parse_r1_zero(args: list[str]) -> tuple[R1ZeroArguments, R1GRPOConfig, ModelConfig]:
@@ -135,21 +98,6 @@ def parse_r1_zero(args: list[str]) -> tuple[R1ZeroArguments, R1GRPOConfig, Model
     from trl_r1.trainers import R1GRPOConfig
 
     resolved = with_config_path(STAGE, args, "nano_cpu", unless=("--dataset", "--model_name_or_path"))
-    parser = TrlParser((R1ZeroArguments, R1GRPOConfig, ModelConfig), prog="trl-r1 r1-zero")
-    return parser.parse_args_and_config(resolved)
-
-
-def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """Read a mapping given as JSON on the command line."""
-    if value is None or isinstance(value, dict):
-        return value
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise ConfigurationError(
-            f"{name}={value!r} is no mapping. Write JSON such as "
-            f"""'{{"prompt": "question", "reference": "answer"}}', or a mapping in the YAML file."""
-        )
+    types: Any = (R1ZeroArguments, R1GRPOConfig, ModelConfig)
+    parsed: Any = TrlParser(types, prog="trl-r1 r1-zero").parse_args_and_config(resolved)
     return parsed

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trl_r1.cards import CardFacts, write_card
 from trl_r1.evaluation import Evaluation
@@ -22,9 +22,10 @@ from trl_r1.pipeline.preflight import Prepared
 from trl_r1.statistics import paired_difference
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
     from trl import ModelConfig
 
-    from trl_r1.trainers import R1GRPOTrainer
+    from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer
 
 REPORT_FILE = "report.json"
 CURVES_FILE = "curves.png"
@@ -39,6 +40,11 @@ _SETTINGS = (
 )  # fmt: skip
 
 
+def run_folder(args: TrainingArguments) -> Path:
+    """The folder of a run; transformers names one where the user does not."""
+    return Path(args.output_dir or "trainer_output")
+
+
 def clear_run(folder: str | Path) -> None:
     """Remove an earlier run's checkpoints and figures, so that they are not taken for the new one's."""
     run = Path(folder)
@@ -51,7 +57,7 @@ def clear_run(folder: str | Path) -> None:
 def draw_curves(trainer: R1GRPOTrainer, script_args: R1ZeroArguments) -> Path:
     """Draw the run's curves beside its model; see [`~trl_r1.evaluation.plots.plot_curves`]."""
     title = f"{script_args.stage_name} on {script_args.dataset}"
-    return plot_curves(trainer.state.log_history, Path(trainer.args.output_dir) / CURVES_FILE, title=title)
+    return plot_curves(trainer.state.log_history, run_folder(trainer.args) / CURVES_FILE, title=title)
 
 
 def save_model(trainer: R1GRPOTrainer) -> None:
@@ -73,7 +79,8 @@ def generation_config(trainer: R1GRPOTrainer) -> GenerationConfig:
     Returns:
         [`~transformers.GenerationConfig`]: With sampling as in training.
     """
-    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer, args = cast("PreTrainedTokenizerBase", trainer.processing_class), cast("R1GRPOConfig", trainer.args)
     own = getattr(model, "generation_config", None)
     listed = own.eos_token_id if own is not None else None
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
@@ -82,8 +89,8 @@ def generation_config(trainer: R1GRPOTrainer) -> GenerationConfig:
         eos_token_id=sorted(ids),
         pad_token_id=tokenizer.pad_token_id,
         do_sample=True,
-        temperature=trainer.args.temperature,
-        top_p=trainer.args.top_p,
+        temperature=args.temperature,
+        top_p=args.top_p,
     )
 
 
@@ -117,7 +124,7 @@ def write_report(
     Returns:
         `dict`: What was written.
     """
-    args = trainer.args
+    args = cast("R1GRPOConfig", trainer.args)
     names = ("pass@1", "cons", "pass@1_lenient", "well_formed", "truncated")
     contrasts = {name: paired_difference(before.per_problem(name), after.per_problem(name)) for name in names}
     report = {
@@ -141,13 +148,13 @@ def write_report(
         "seconds": round(seconds, 1),
         "train_seconds": round(train_seconds, 1),
         "seed": args.seed,
-        "processes": trainer.accelerator.num_processes,
+        "world_size": trainer.accelerator.num_processes,
         "device": device_name(),
         "rewards": list(script_args.rewards),
         "settings": settings(args),
         "versions": versions(),
     }
-    write_json(Path(args.output_dir) / REPORT_FILE, report)
+    write_json(run_folder(args) / REPORT_FILE, report)
     return report
 
 
@@ -165,7 +172,7 @@ def card_facts(
 ) -> CardFacts:
     """Collect what the model card states, see [`~trl_r1.cards.CardFacts`]."""
     held_out = report["held_out"]
-    folder = Path(trainer.args.output_dir)
+    folder = run_folder(trainer.args)
     return CardFacts(
         name=(trainer.args.hub_model_id or folder.resolve().name).split("/")[-1],
         stage=script_args.stage_name,
@@ -196,7 +203,7 @@ def write_model_card(facts: CardFacts, folder: str | Path) -> Path:
 
 def push(trainer: R1GRPOTrainer, script_args: R1ZeroArguments) -> None:
     """Upload the folder to the Hub as TRL does, with our card in it. Every rank must call it."""
-    card = Path(trainer.args.output_dir) / "README.md"
+    card = run_folder(trainer.args) / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else None
     # Trainer.push_to_hub writes its own card into the folder just before uploading.
     trainer.create_model_card = partial(_keep_card, card, text)  # type: ignore[method-assign]

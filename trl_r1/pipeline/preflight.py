@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -20,7 +20,6 @@ from trl_r1.pipeline.heldout import HeldOut
 from trl_r1.prompts import PromptTemplate, select_template
 from trl_r1.rewards import RewardFunction, check_template, get_reward
 from trl_r1.rows import Row
-from trl_r1.verifiers import check_references
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,14 +79,15 @@ def prepare(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_arg
         check_engine(model_path, training_args, model_args)
     # One process fills the caches first, the others read them.
     with training_args.main_process_first(desc="loading rows and tokenizer"):
-        splits = load_rows(script_args.source())
-        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=_revision(model_path, model_args))
+        splits = load_rows(script_args)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_path, revision=_revision(model_path, model_args), padding_side="left"
+        )
         template = select_template(
             tokenizer, script_args.template, form=script_args.answer_form, prefill_think=script_args.prefill_think
         )
         train_dataset = template.apply(splits["train"])
     train, test = ([Row.from_columns(columns) for columns in splits[name]] for name in ("train", "test"))
-    check_references([*train, *test], max_unverifiable=script_args.max_unverifiable)
     _check_amounts(train, test, training_args)
     check_template(template, train[:16], rewards, tokenizer)
     return Prepared(
@@ -133,7 +133,7 @@ def check_engine(model_path: str, training_args: R1GRPOConfig, model_args: Model
             "load_in_8bit: true cannot be handed over to vLLM. Use load_in_4bit: true, or set use_vllm: false."
         )
     check_options(
-        training_args.vllm_engine_kwargs or {},
+        cast("dict[str, Any]", training_args.vllm_engine_kwargs or {}),
         config=AutoConfig.from_pretrained(model_path, revision=_revision(model_path, model_args)),
         load_in_4bit=bool(model_args.load_in_4bit),
         sleep_mode=bool(training_args.vllm_enable_sleep_mode),
@@ -167,7 +167,7 @@ def render_preview(prepared: Prepared, rows: int = 3) -> str:
 
 
 def _check_amounts(train: Sequence[Row], test: Sequence[Row], training_args: R1GRPOConfig) -> None:
-    needed = training_args.generation_batch_size // training_args.num_generations
+    needed = cast("int", training_args.generation_batch_size) // training_args.num_generations
     if len(train) < needed:
         raise DataError(
             f"The data set has {len(train)} questions to train on but one rollout needs {needed} (questions_per_step x "

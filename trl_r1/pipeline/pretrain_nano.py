@@ -6,11 +6,12 @@ whole documents; on a GPU 70M tokens take about two minutes, on two CPU cores ab
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from trl_r1.nano import NanoWorld
 from trl_r1.nano.model import build_model
-from trl_r1.nano.tokenizer import PAD, build_tokenizer, encode
+from trl_r1.nano.tokenizer import build_tokenizer, encode
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,7 @@ def pack(world: NanoWorld, tokenizer: PreTrainedTokenizerFast, documents: int, s
     Returns:
         `np.ndarray`: Token ids, shape `(rows, row_tokens)`, padded with the pad token.
     """
-    pad = tokenizer.convert_tokens_to_ids(PAD)
+    pad = int(tokenizer.pad_token_id)
     rows: list[list[int]] = [[]]
     for ids in encode(tokenizer, (document.text for document in world.documents(documents, seed))):
         if len(ids) > row_tokens:
@@ -146,9 +147,9 @@ def train(
     import torch
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # One tokenizer for all worlds: checkpoints with different dials must be comparable token by token.
-    tokenizer = build_tokenizer(NanoWorld(seed=world.seed))
-    model = build_model(tokenizer, arguments.seed).to(device)
+    tokenizer = build_tokenizer(world.seed)
+    model: Any = build_model(tokenizer, arguments.seed)
+    model.to(device)
     model.train()
     optimizer = _optimizer(model, arguments, fused=device != "cpu")
     losses: list[float] = []
@@ -196,10 +197,63 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     Returns:
         `Path`: The folder.
     """
-    import copy
-
     import torch
 
-    copy.deepcopy(model).to(dtype=torch.bfloat16, device="cpu").save_pretrained(folder)
+    halved: Any = copy.deepcopy(model)
+    halved.to(dtype=torch.bfloat16, device="cpu").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def measure(
+    folder: Path | str, questions: int = 256, samples: int = 64, max_tokens: int = 160, seed: int = 0
+) -> dict[str, Any]:
+    """Measure a base on held-out countdown questions with three numbers: the figures of nano.md's first gate.
+
+    Args:
+        folder (`Path` or `str`): A checkpoint.
+        questions (`int`, defaults to 256): Held-out questions.
+        samples (`int`, defaults to 64): Samples of each, at temperature 1; 64 or more for pass@64.
+        max_tokens (`int`, defaults to 160): Cap of a completion.
+        seed (`int`, defaults to 0): Seed of the sampling.
+
+    Returns:
+        `dict`: [`trl_r1.evaluation.Evaluation.summary`] with pass@k and the share and accuracy of every mode, and
+        `groups_without_spread`: the share of groups of 16 samples that are all right or all wrong.
+    """
+    import torch
+    from accelerate import Accelerator
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trl_r1.evaluation import score
+    from trl_r1.generation.transformers import sample_with_transformers
+    from trl_r1.prompts import PromptTemplate
+    from trl_r1.rows import Completion
+
+    accelerator = Accelerator()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(accelerator.device)
+    rows = NanoWorld().rows("test", questions, tasks=["countdown"], depth=3)
+    prompts = [tokenizer(PromptTemplate("base").render(row.prompt)).input_ids for row in rows]
+    ends = {"eos_token_ids": [tokenizer.eos_token_id], "pad_token_id": tokenizer.pad_token_id}
+    sampled = sample_with_transformers(model, accelerator, prompts, samples, max_tokens=max_tokens, seed=seed, **ends)
+    completions = [
+        [
+            Completion(
+                str(tokenizer.decode(s.token_ids, skip_special_tokens=True)), tuple(s.token_ids), s.finish_reason
+            )
+            for s in group
+        ]
+        for group in sampled
+    ]
+    evaluation = score(rows, completions, pass_k=[k for k in (4, 16, 64) if k <= samples])
+    return {**evaluation.summary(), "groups_without_spread": _without_spread(evaluation.problems, samples)}
+
+
+def _without_spread(problems: Sequence[Any], samples: int, group: int = 16) -> float | None:
+    """Chance that `group` of a question's samples are all right or all wrong, over questions."""
+    if samples < group:
+        return None
+    ways = math.comb(samples, group)
+    chances = [(math.comb(p.correct, group) + math.comb(samples - p.correct, group)) / ways for p in problems]
+    return sum(chances) / len(chances)

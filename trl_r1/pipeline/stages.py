@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trl import get_peft_config, get_quantization_config
 
@@ -57,12 +60,14 @@ def r1_zero(
             print(render_preview(prepared))
         return None
     checkpoint = _starting_point(script_args, training_args)
+    folder = artifacts.run_folder(training_args)
     held_out = HeldOutCallback(
         prepared.held_out,
-        Path(training_args.output_dir) / BEFORE_FILE,
+        folder / BEFORE_FILE,
         script_args.heldout_every_steps,
         script_args.heldout_curve_questions,
         script_args.heldout_curve_samples,
+        script_args.heldout_show,
     )
     trainer = _trainer(held_out, training_args, model_args, prepared)
     training_started = time.time()
@@ -80,16 +85,14 @@ def r1_zero(
     artifacts.save_model(trainer)
     report: dict[str, Any] = {}
     if trainer.is_world_process_zero():
-        write_json(Path(training_args.output_dir) / AFTER_FILE, after.asdict())
+        write_json(folder / AFTER_FILE, after.asdict())
         report = artifacts.write_report(
             trainer, script_args, model_args, before=before, after=after,
             seconds=time.time() - started, train_seconds=train_seconds,
         )  # fmt: skip
         card = artifacts.card_facts(trainer, script_args, model_args, prepared, report)
-        artifacts.write_model_card(card, training_args.output_dir)
-        print(
-            f"\n{artifacts.table(report)}\n\nWritten to {training_args.output_dir}: report.json, curves.png, README.md"
-        )
+        artifacts.write_model_card(card, folder)
+        print(f"\n{artifacts.table(report)}\n\nWritten to {folder}: report.json, curves.png, README.md")
     if training_args.push_to_hub:
         artifacts.push(trainer, script_args)
     return report
@@ -99,42 +102,56 @@ def _trainer(
     held_out: HeldOutCallback, training_args: R1GRPOConfig, model_args: ModelConfig, prepared: Prepared
 ) -> R1GRPOTrainer:
     """Load the weights and put the trainer together."""
-    training_args.model_init_kwargs = load_settings(prepared, model_args) | (training_args.model_init_kwargs or {})
+    own = cast("dict[str, Any]", training_args.model_init_kwargs or {})
+    training_args.model_init_kwargs = load_settings(prepared, model_args) | own
     if prepared.template.chat_template_kwargs:
-        given = training_args.chat_template_kwargs or {}
+        given = cast("dict[str, Any]", training_args.chat_template_kwargs or {})
         training_args.chat_template_kwargs = {**prepared.template.chat_template_kwargs, **given}
-    trainer = R1GRPOTrainer(
-        model=prepared.model_path,
-        reward_funcs=list(prepared.rewards),
-        args=training_args,
-        train_dataset=prepared.train_dataset,
-        processing_class=prepared.tokenizer,
-        callbacks=[held_out],
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    with _stdout_with_descriptor():
+        trainer = R1GRPOTrainer(
+            model=prepared.model_path,
+            reward_funcs=list(prepared.rewards),
+            args=training_args,
+            train_dataset=prepared.train_dataset,
+            processing_class=prepared.tokenizer,
+            callbacks=[held_out],
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
     held_out.trainer = trainer
     return trainer
 
 
+@contextmanager
+def _stdout_with_descriptor() -> Iterator[None]:
+    """In a notebook, lend vLLM the process's own stdout: it asks for a file descriptor, which a cell's output has not."""
+    try:
+        sys.stdout.fileno()
+    except (OSError, ValueError):  # io.UnsupportedOperation is both
+        with redirect_stdout(sys.__stdout__):
+            yield
+    else:
+        yield
+
+
 def _starting_point(script_args: R1ZeroArguments, training_args: R1GRPOConfig) -> str | None:
     """Find the checkpoint to continue from, and refuse to mix two runs in one folder."""
-    asked, folder = training_args.resume_from_checkpoint, training_args.output_dir
+    asked, folder = training_args.resume_from_checkpoint, artifacts.run_folder(training_args)
     found = last_complete_checkpoint(folder)
     if asked is not None and str(asked).lower() not in ("false", "no", "0"):
         if str(asked).lower() not in ("auto", "true", "yes", "1"):
             found = str(asked)
         if found is None:
             logger.warning("No complete checkpoint in %s: starting anew.", folder)
-        elif read_json(Path(folder) / BEFORE_FILE) is None:
+        elif read_json(folder / BEFORE_FILE) is None:
             raise ConfigurationError(
-                f"{BEFORE_FILE} is missing in output_dir {folder!r} or damaged, so the resumed run could not be compared "
+                f"{BEFORE_FILE} is missing in output_dir {str(folder)!r} or damaged, so the resumed run could not be compared "
                 "with its start. Start anew with --overwrite true, or put the file back."
             )
         return found
     if found is not None and not script_args.overwrite:
         raise ConfigurationError(
-            f"output_dir {folder!r} already holds {Path(found).name} of an earlier run. Continue it with "
+            f"output_dir {str(folder)!r} already holds {Path(found).name} of an earlier run. Continue it with "
             "--resume_from_checkpoint auto, start anew with --overwrite true, or give another --output_dir."
         )
     with training_args.main_process_first(desc="clearing the output folder"):

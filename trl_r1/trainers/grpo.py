@@ -20,6 +20,7 @@ from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.engine import ColocatedEngine, colocated_engine
 from trl_r1.generation.options import check_options
 from trl_r1.generation.transformers import sample_with_transformers
+from trl_r1.modeling.trimming import trimmed_chunks
 from trl_r1.responses import completion_text
 from trl_r1.rows import Completion, Prompt
 from trl_r1.trainers.callbacks import AdapterReferenceReset, StopAtRolloutBoundary, TrainingAlarms
@@ -76,6 +77,7 @@ class R1GRPOTrainer(GRPOTrainer):
     - `_generate_and_score_completions`: the length cap in force; hands the rows to dynamic sampling.
     - `_generate`: finish reasons; dynamic sampling.
     - `_calculate_rewards`: a completion without one of its rewards is left out; lengths, truncation, reflection.
+    - `_get_per_token_logps_and_entropies`: rows of similar length share a forward pass, trimmed to what they need.
     - `_compute_loss`: `loss_type="r1"`.
     - `_save`, `_save_optimizer_and_scheduler`, `_save_rng_state`, `_load_from_checkpoint`: the reference in checkpoints,
       and a trainer state that is written only when all ranks are done.
@@ -315,6 +317,39 @@ class R1GRPOTrainer(GRPOTrainer):
             self._log_rollout_metric(name, value.item())
 
     # Loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        score = super()._get_per_token_logps_and_entropies
+        if not self.args.trim_rows or compute_aux_loss or any(value is not None for value in multimodal.values()):
+            return score(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
+                **multimodal,
+            )  # fmt: skip
+        logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
+        entropies = torch.zeros_like(logps) if compute_entropy else None
+        outside = input_ids.size(1) - logits_to_keep  # columns before the first completion token
+        for chunk in trimmed_chunks(attention_mask, logits_to_keep, min(self.args.trim_rows, batch_size or 10**9)):
+            columns = slice(chunk.start, chunk.stop)
+            chunk_logps, chunk_entropies, _ = score(
+                model, input_ids[chunk.rows, columns], attention_mask[chunk.rows, columns], chunk.stop - outside,
+                compute_entropy=compute_entropy,
+            )  # fmt: skip
+            kept = torch.arange(chunk.stop - outside, device=input_ids.device)
+            index = (chunk.rows[:, None], kept)
+            logps = logps.index_put(index, chunk_logps.to(logps.dtype))
+            if entropies is not None and chunk_entropies is not None:
+                entropies = entropies.index_put(index, chunk_entropies.to(entropies.dtype))
+        return logps, entropies, None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         if self.loss_type != "r1":

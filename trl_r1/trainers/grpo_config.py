@@ -60,6 +60,9 @@ class R1GRPOConfig(GRPOConfig):
         partial_rewards (`bool`, defaults to `False`):
             With `False` a completion for which *any* reward is `None` is left out of learning. With `True` the rewards
             that are there are summed, which is TRL's convention and treats `None` as 0.
+        trim_rows (`int`, *optional*):
+            Rows that share a forward pass, sorted by length and trimmed of padding; 0 leaves TRL's padded passes. The
+            result is the same. Defaults to 16 on a CPU, where a pass costs what its tokens cost, and to 0 elsewhere.
         vllm_engine_kwargs (`dict`, *optional*):
             Any engine argument of vLLM (`{"enforce_eager": true, …}`), over what TRL passes.
     """
@@ -116,6 +119,9 @@ class R1GRPOConfig(GRPOConfig):
     partial_rewards: bool = field(
         default=False, metadata={"help": "Sum the rewards that are not None instead of leaving the completion out."}
     )
+    trim_rows: int | None = field(
+        default=None, metadata={"help": "Rows that share a trimmed forward pass; 0 for none. Default: 16 on a CPU."}
+    )
     vllm_engine_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Any vLLM engine argument, as a mapping or JSON."}
     )
@@ -128,9 +134,12 @@ class R1GRPOConfig(GRPOConfig):
             )
         if self.sync_ref_model is None:
             self.sync_ref_model = self.beta != 0.0
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
         # On a CPU bf16 autocast is emulated and slow, so TRL's default of bf16 holds only where there is an accelerator.
-        if self.bf16 is None and not self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+        if self.bf16 is None and not self.fp16 and on_cpu:
             self.bf16 = False
+        if self.trim_rows is None:
+            self.trim_rows = 16 if on_cpu else 0
         self._check()
         world_size = launched_world_size()
         self._derive_sizes(world_size)

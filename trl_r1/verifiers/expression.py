@@ -93,10 +93,8 @@ def gold_answer(row: Row) -> str | None:
 
 def find_lenient(text: str, row: Row) -> str | None:
     """Return the last expression with an operator in a text, ignoring the text's form."""
-    last = None
-    for last in _EXPRESSION_LIKE.finditer(text[-20_000:]):
-        pass
-    return last.group() if last else None
+    found = _EXPRESSION_LIKE.findall(text[-20_000:])
+    return found[-1] if found else None
 
 
 @lru_cache(maxsize=65536)

@@ -15,11 +15,14 @@ from typing import Any
 from trl_r1.responses import boxes, last_number
 from trl_r1.rows import Row, Verdict
 from trl_r1.verifiers.bounds import MAX_CHARACTERS, MAX_DIGITS, DeadlineExceeded, deadline, digits, too_complex
-from trl_r1.verifiers.numbers import PlainNumber, read_number, tidy
+from trl_r1.verifiers.numbers import FACTORS, PlainNumber, read_number, tidy
 
 # CPU seconds. Parsing and comparing an answer of MATH-500 takes 10 ms warm; one bad answer must not delay a step by
 # more than a second. Gold answers are read once and may take longer.
 ANSWER_SECONDS, GOLD_SECONDS = 1.0, 10.0
+
+# A gold answer with more words than this is a solution, not an answer ("x = 2 or x = 3 where both are integers").
+MAX_GOLD_WORDS = 6
 
 _SEGMENT = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{[^{}]*\}")
@@ -88,6 +91,8 @@ def _verify(answer: str, reference: str) -> Verdict:
     problem = _readable_text(candidate)
     if problem:
         return Verdict(False, problem)
+    if tidy(candidate) == tidy(gold_text):
+        return Verdict(True, "the same text")
     _load_math_verify()
     with deadline(ANSWER_SECONDS):
         expressions = _parse(candidate)
@@ -112,11 +117,13 @@ def _read_gold(reference: str) -> tuple[PlainNumber | None, str] | str:
     problem = _readable_text(text)
     if problem:
         return problem
+    if len(_words(text)) > MAX_GOLD_WORDS:
+        return "a text; extract the answer with a pattern"
     bare = re.sub(r"[\s()$.]", "", _TEXT_COMMAND.sub(lambda m: m.group().partition("{")[2][:-1], text))
     if re.fullmatch(r"[A-Z]", bare):
         return "a bare letter; use the verifier 'choice'"
     without_text = re.sub(r"[\s(){}$.,]", "", _TEXT_COMMAND.sub("", text))
-    if not without_text or _prose(text) and not re.search(r"[0-9\\]", text):
+    if not without_text or (_prose(text) and not re.search(r"[0-9\\]", text)):
         return "words; use the verifier 'exact'"
     _load_math_verify()
     expressions = _gold_expressions(text)
@@ -151,7 +158,7 @@ def _single(answer: str) -> str | None:
     found = [next(filter(None, groups)) for groups in _SEGMENT.findall(text)]
     if not found:
         after = re.split(r"(?<![<>!\\])=", text)[-1]
-        found = [number for number in [last_number(after)] if number and _count_numbers(after, number)]
+        found = [number for number in [last_number(after)] if number and _only_number(after, number)]
     values: dict[Any, str] = {}
     for item in found:
         number = read_number(item)
@@ -159,17 +166,22 @@ def _single(answer: str) -> str | None:
     return next(iter(values.values())) if len(values) == 1 else None
 
 
-def _count_numbers(text: str, number: str) -> bool:
-    """Whether a sentence names no other number than this one."""
-    rest = text.replace("−", "-").replace(number, " ")
-    return re.search(r"[0-9]", rest) is None
+def _only_number(text: str, number: str) -> bool:
+    """Whether a sentence names no other number than this one, and this one whole ("72 million" is not 72)."""
+    before, _, after = text.replace("−", "-").rpartition(number)
+    return re.search(r"[0-9]", before + after) is None and FACTORS.match(after) is None
 
 
 def _prose(text: str) -> bool:
     """Whether a text has words outside of LaTeX commands, i.e. is (part of) a sentence."""
+    return bool(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    """Words of three letters and more, or of Chinese characters, that are no part of a formula."""
     bare = _COMMAND.sub(" ", _TEXT_COMMAND.sub(" ", text))
     words = re.findall(r"[^\W\d_]{3,}|[\u4e00-\u9fff]+", bare)
-    return any(word.lower() not in _NAMES for word in words)
+    return [word for word in words if word.lower() not in _NAMES]
 
 
 def _readable_text(text: str) -> str | None:

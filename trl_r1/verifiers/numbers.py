@@ -44,13 +44,23 @@ _UNIT = re.compile(r"\s*+(?:[^\W\d_]++(?:\^\{?[23]\}?|[²³])?+[./\s·*-]*+){0,6
 # Units that may be taken for a product of variables: only these are read as units when shorter than four letters
 # ("5cm" and "5 m" have a unit, "2ab" and "5x" have none).
 _SHORT_UNITS = frozenset(
-    """mm cm dm m km g mg kg t ml l dl s ms min h hr hrs ft in yd mi mph kph lb lbs oz rad deg hz kw kwh cal mol usd rmb
-    day days year pts men cup cups hour egg eggs""".split()
+    re.split(
+        r"\s+",
+        """mm cm dm m km g mg kg t ml l dl s ms min h hr hrs ft in yd mi mph kph lb lbs oz rad deg hz kw kwh cal mol usd rmb
+    day days year pts men cup cups hour egg eggs""",
+    )
 )
 # Words behind a number that change its value, or join it to another; a number with them is not plain.
 _NOT_UNITS = frozenset(
-    """and or not to than over plus minus times thousand million billion trillion hundred dozen half halves third
-    thirds quarter quarters sqrt""".split()
+    re.split(
+        r"\s+",
+        """and or not to than over plus minus times thousand million billion trillion hundred dozen half halves third
+    thirds quarter quarters sqrt""",
+    )
+)
+# Words right behind a number that multiply it.
+FACTORS = re.compile(
+    r"\s*(?:hundred|thousand|million|billion|trillion|dozen|[十百万亿兆]|千(?![米克瓦卡赫])|分之)", re.IGNORECASE
 )
 _CHINESE_FACTORS = re.compile(r"^[十百万亿兆]|^千(?![米克瓦卡赫])|^分之|或|到|至")
 

@@ -1,0 +1,1 @@
+"""How sequences of unequal length go through a model without paying for padding."""
