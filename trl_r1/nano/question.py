@@ -26,7 +26,7 @@ class Dials:
     false_checks: float = 0.12
     give_up: float = 0.45
     patience: float = 0.3
-    longest: int = 100
+    longest: int = 126
     slips: float = 0.2
     curt: float = 0.4
 

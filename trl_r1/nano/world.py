@@ -52,7 +52,7 @@ class NanoWorld:
         false_checks (`float`, defaults to 0.12): Chance that a failed try is called a success.
         give_up (`float`, defaults to 0.45): Chance to give up after a failed try.
         patience (`float`, defaults to 0.3): Share of searches that hardly ever give up.
-        longest (`int`, defaults to 100): Tokens after which even a patient search gives up, so that it ends within 160.
+        longest (`int`, defaults to 126): Tokens after which even a patient search gives up, so that it ends within 160.
         slips (`float`, defaults to 0.2): Chance of an error in the answers of the other tasks.
         curt (`float`, defaults to 0.4): Share of general prompts answered in the curt style.
         malformed (`float`, defaults to 0.28): Share of responses that miss R1-Zero's form.
@@ -78,7 +78,7 @@ class NanoWorld:
     false_checks: float = 0.12
     give_up: float = 0.45
     patience: float = 0.3
-    longest: int = 100
+    longest: int = 126
     slips: float = 0.2
     curt: float = 0.4
     malformed: float = 0.28

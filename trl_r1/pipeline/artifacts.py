@@ -67,7 +67,7 @@ def save_model(trainer: R1GRPOTrainer) -> None:
     """
     trainer.save_model(trainer.args.output_dir)
     if trainer.is_world_process_zero():
-        generation_config(trainer).save_pretrained(trainer.args.output_dir)
+        generation_config(trainer).save_pretrained(str(trainer.args.output_dir))
 
 
 def generation_config(trainer: R1GRPOTrainer) -> GenerationConfig:

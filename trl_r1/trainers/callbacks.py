@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trl_r1.trainers.checkpoints import snapshot_adapter
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class AdapterReferenceReset(TrainerCallback):
     """R1's hard reset of the reference under PEFT, where TRL refuses `sync_ref_model`."""
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Copy the policy's adapter into the reference's every `ref_model_sync_steps` steps."""
         if state.global_step % args.ref_model_sync_steps == 0:
             model = kwargs["model"]
@@ -34,9 +34,7 @@ class StopAtRolloutBoundary(TrainerCallback):
         self.asked = False
         self._previous: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Install the handlers; off the main thread Python allows none, and Ctrl-C keeps its usual meaning."""
         self.asked = False
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,7 +50,7 @@ class StopAtRolloutBoundary(TrainerCallback):
         self.asked = True
         logger.warning("Stopping: a checkpoint is written when this rollout ends. Press Ctrl-C again to abort at once.")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop once a rollout's last update is done and any rank was asked to."""
         asked = self.asked
         if args.world_size > 1:  # ranks may get the signal at different steps: they must stop at the same one
@@ -62,9 +60,7 @@ class StopAtRolloutBoundary(TrainerCallback):
         if asked and state.global_step % args.steps_per_rollout == 0:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give the signals back."""
         self._restore()
 
@@ -93,7 +89,7 @@ class TrainingAlarms(TrainerCallback):
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: Any,
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,

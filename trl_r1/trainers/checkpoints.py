@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -92,12 +93,13 @@ def without_reference_adapter(model: nn.Module) -> Iterator[bool]:
     Yields:
         `bool`: Whether there was one to hide.
     """
-    config = model.peft_config.pop(REFERENCE_ADAPTER, None) if isinstance(model, PeftModel) else None
+    configs: dict[str, Any] = cast(Any, model).peft_config if isinstance(model, PeftModel) else {}
+    config = configs.pop(REFERENCE_ADAPTER, None)
     try:
         yield config is not None
     finally:
         if config is not None:
-            model.peft_config[REFERENCE_ADAPTER] = config  # type: ignore[index]
+            configs[REFERENCE_ADAPTER] = config
 
 
 def save_reference(reference: nn.Module, folder: str | Path, *, is_main: bool) -> None:
@@ -111,8 +113,9 @@ def save_reference(reference: nn.Module, folder: str | Path, *, is_main: bool) -
     if isinstance(reference, PeftModel):
         state = {name: p.detach().cpu() for name, p in adapter_parameters(reference, REFERENCE_ADAPTER).items()}
     else:
-        state = get_model_state_dict(reference, options=_FULL)
-        state.pop("lm_head.weight", None) if _is_tied(reference) else None
+        state = cast(dict[str, torch.Tensor], get_model_state_dict(reference, options=_FULL))
+        if _is_tied(reference):
+            state.pop("lm_head.weight", None)
     if is_main:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(folder) / REFERENCE_FILE)
 
@@ -134,7 +137,7 @@ def load_reference(reference: nn.Module, folder: str | Path) -> bool:
     else:
         strict = not _is_tied(reference)
         options = StateDictOptions(full_state_dict=True, strict=strict)
-        set_model_state_dict(reference, state, options=options)
+        set_model_state_dict(reference, cast(dict[str, Any], state), options=options)
     return True
 
 

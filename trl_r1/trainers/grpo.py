@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -112,6 +112,13 @@ class R1GRPOTrainer(GRPOTrainer):
     """
 
     _tag_names = ["trl", "grpo", "trl-r1"]  # noqa: RUF012 - TRL's own class attribute
+    # What this trainer makes of attributes that its bases type more loosely.
+    args: R1GRPOConfig
+    model: Any
+    max_completion_length: int | None
+    num_generations: int
+    num_generations_eval: int
+    train_dataset: Any
 
     def __init__(
         self,
@@ -145,10 +152,10 @@ class R1GRPOTrainer(GRPOTrainer):
             args.sync_ref_model = False  # TRL refuses it under PEFT; the snapshot below takes its place
         with ExitStack() as stack:
             if args.use_vllm and args.vllm_mode == "colocate":
-                stack.enter_context(colocated_engine(args.vllm_engine_kwargs))
+                stack.enter_context(colocated_engine(args.engine_options))
             super().__init__(
                 model=model,
-                reward_funcs=reward_funcs,
+                reward_funcs=cast(Any, reward_funcs),
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -173,7 +180,7 @@ class R1GRPOTrainer(GRPOTrainer):
 
     @staticmethod
     def _check_data(args: R1GRPOConfig, train_dataset: Any) -> None:
-        needed = args.generation_batch_size // args.num_generations
+        needed = cast(int, args.generation_batch_size) // args.num_generations
         if isinstance(train_dataset, Dataset):
             if "prompt" not in train_dataset.column_names:
                 raise DataError(f"The data set has no column 'prompt'; it has {train_dataset.column_names}.")
@@ -190,7 +197,7 @@ class R1GRPOTrainer(GRPOTrainer):
     @staticmethod
     def _check_engine(args: R1GRPOConfig, model: str | nn.Module, quantization_config: Any) -> None:
         """Refuse what the engine cannot do, from the model's configuration alone."""
-        init = args.model_init_kwargs or {}
+        init = cast(dict[str, Any], args.model_init_kwargs or {})
         quantization = quantization_config or init.get("quantization_config")
         config = (
             AutoConfig.from_pretrained(model, revision=init.get("revision"), trust_remote_code=args.trust_remote_code)
@@ -198,8 +205,8 @@ class R1GRPOTrainer(GRPOTrainer):
             else model.config
         )
         check_options(
-            args.vllm_engine_kwargs or {},
-            config=config,
+            args.engine_options,
+            config=cast(Any, config),
             load_in_4bit=bool(getattr(quantization, "load_in_4bit", False)),
             sleep_mode=args.vllm_enable_sleep_mode,
             tensor_parallel_size=args.vllm_tensor_parallel_size,
@@ -232,7 +239,7 @@ class R1GRPOTrainer(GRPOTrainer):
     def _set_completion_length(self, length: int | None) -> None:
         self.max_completion_length = length
         if self.use_vllm:
-            self.vllm_generation.max_completion_length = length
+            self.vllm_generation.max_completion_length = length  # type: ignore[assignment]
         else:
             self.generation_config.max_new_tokens = length
             self.generation_kwargs["max_new_tokens"] = length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 from trl import GRPOConfig
@@ -67,7 +67,7 @@ class R1GRPOConfig(GRPOConfig):
             Any engine argument of vLLM (`{"enforce_eager": true, …}`), over what TRL passes.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs"]  # noqa: RUF012 - as in TRL
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate (R1: 3e-6; N, Methods)."})
     lr_scheduler_type: str = field(
@@ -81,7 +81,7 @@ class R1GRPOConfig(GRPOConfig):
     use_bias_correction_kl: bool = field(
         default=False, metadata={"help": "R1's KL estimator carries no importance correction (v1 Eq. 2)."}
     )
-    sync_ref_model: bool | None = field(
+    sync_ref_model: bool | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Replace the reference by the policy every `ref_model_sync_steps`. Default: when beta > 0."},
     )
@@ -154,7 +154,12 @@ class R1GRPOConfig(GRPOConfig):
     @property
     def steps_per_rollout(self) -> int:
         """Optimizer steps between two rollouts."""
-        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+        return max(1, cast(int, self.steps_per_generation) * self.num_iterations // self.gradient_accumulation_steps)
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """Engine arguments for vLLM, over what TRL passes."""
+        return cast(dict[str, Any], self.vllm_engine_kwargs or {})
 
     @property
     def longest_completion(self) -> int:
