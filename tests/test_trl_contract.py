@@ -18,6 +18,11 @@ HOOKS = {
         "_generate": ["self", "prompts"],
         "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
         "_compute_loss": ["self", "model", "inputs"],
+        "_get_per_token_logps_and_entropies": [
+            "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+            "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask",
+            "spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+        ],
         "_tokenize_prompts": ["self", "prompts"],
         "_generate_single_turn": [
             "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
@@ -73,9 +78,28 @@ def test_generate_returns_what_dynamic_sampling_edits():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["VLLMGeneration"])
-def test_globals_of_the_trainer_module(name):
-    assert hasattr(grpo_trainer, name), f"trl.trainer.grpo_trainer no longer has the global {name}"
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(grpo_trainer, "VLLMGeneration"), (vllm_generation, "LLM"), (vllm_generation, "extract_logprobs")],
+)
+def test_globals_that_are_replaced(module, name):
+    if name == "LLM":
+        pytest.importorskip("vllm")
+    assert hasattr(module, name), f"{module.__name__} no longer has the global {name}"
+
+
+def test_the_engine_is_built_with_what_ours_reads():
+    parameters = set(inspect.signature(vllm_generation.VLLMGeneration.__init__).parameters)
+    read = {
+        "model",
+        "accelerator",
+        "mode",
+        "tensor_parallel_size",
+        "enable_sleep_mode",
+        "generation_kwargs",
+        "logprobs",
+    }
+    assert read <= parameters, f"VLLMGeneration.__init__ lost {read - parameters}"
 
 
 def test_reference_adapter_name():

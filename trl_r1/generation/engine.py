@@ -18,8 +18,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -185,7 +186,8 @@ class ColocatedEngine(VLLMGeneration):
         elif not has_tokenizer(self.model.name_or_path):
             merged["tokenizer"] = write_own_folder(self.model, self.processing_class)
         overrides = merged.get("hf_overrides", {}) | self.engine_options.get("hf_overrides", {})
-        return RolloutLLM(**(merged | self.engine_options | ({"hf_overrides": overrides} if overrides else {})))
+        with _stdout_with_descriptor():
+            return RolloutLLM(**(merged | self.engine_options | ({"hf_overrides": overrides} if overrides else {})))
 
     # Weights ----------------------------------------------------------------------------------------------------------
 
@@ -295,14 +297,15 @@ class ColocatedEngine(VLLMGeneration):
                 top_p=top_p,
                 top_k=top_k,
                 max_tokens=max_tokens or self.max_completion_length,
-                seed=None if seed is None else (seed + index * n) % 2**31,
                 logprobs=0 if logprobs else None,
                 flat_logprobs=True,
                 detokenize=False,
                 stop_token_ids=self.stop_token_ids,
             )
-            for index in range(len(prompt_token_ids))
+            for _ in prompt_token_ids
         ]
+        with _seeded(seed):
+            outputs = self._run(prompt_token_ids, parameters)
         return [
             [
                 SampledIds(
@@ -312,7 +315,7 @@ class ColocatedEngine(VLLMGeneration):
                 )
                 for one in output.outputs
             ]
-            for output in self._run(prompt_token_ids, parameters)
+            for output in outputs
         ]
 
     def score(
@@ -352,6 +355,30 @@ class ColocatedEngine(VLLMGeneration):
             )
         self._llm_weights_sleeping = self.enable_sleep_mode
         return outputs
+
+
+@contextmanager
+def _stdout_with_descriptor() -> Iterator[None]:
+    """In a notebook, lend vLLM the process's own stdout: it asks for a file descriptor, which a cell's output has not."""
+    try:
+        sys.stdout.fileno()
+    except (OSError, ValueError):  # io.UnsupportedOperation is both
+        with redirect_stdout(sys.__stdout__):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Sample from generators of their own. A seed per request would fail on a CPU, where they cannot be wound back."""
+    if seed is None:
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

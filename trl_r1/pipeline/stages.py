@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -107,31 +104,18 @@ def _trainer(
     if prepared.template.chat_template_kwargs:
         given = cast("dict[str, Any]", training_args.chat_template_kwargs or {})
         training_args.chat_template_kwargs = {**prepared.template.chat_template_kwargs, **given}
-    with _stdout_with_descriptor():
-        trainer = R1GRPOTrainer(
-            model=prepared.model_path,
-            reward_funcs=list(prepared.rewards),
-            args=training_args,
-            train_dataset=prepared.train_dataset,
-            processing_class=prepared.tokenizer,
-            callbacks=[held_out],
-            quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
-        )
+    trainer = R1GRPOTrainer(
+        model=prepared.model_path,
+        reward_funcs=list(prepared.rewards),
+        args=training_args,
+        train_dataset=prepared.train_dataset,
+        processing_class=prepared.tokenizer,
+        callbacks=[held_out],
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
     held_out.trainer = trainer
     return trainer
-
-
-@contextmanager
-def _stdout_with_descriptor() -> Iterator[None]:
-    """In a notebook, lend vLLM the process's own stdout: it asks for a file descriptor, which a cell's output has not."""
-    try:
-        sys.stdout.fileno()
-    except (OSError, ValueError):  # io.UnsupportedOperation is both
-        with redirect_stdout(sys.__stdout__):
-            yield
-    else:
-        yield
 
 
 def _starting_point(script_args: R1ZeroArguments, training_args: R1GRPOConfig) -> str | None:
