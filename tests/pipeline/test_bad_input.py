@@ -98,7 +98,7 @@ CASES: list[tuple[str, tuple[str, ...], type[TrlR1Error], tuple[str, ...]]] = [
     ("group", (*NANO, "--num_generations", "1"), ConfigurationError, ("num_generations", "at least 2")),
     (
         "too few questions",
-        (*NANO, "--max_rows", "8"),
+        (*NANO, "--max_rows", "8", "--questions_per_step", "16"),
         DataError,
         ("8 questions", "needs 16", "questions_per_step"),
     ),
@@ -108,7 +108,7 @@ CASES: list[tuple[str, tuple[str, ...], type[TrlR1Error], tuple[str, ...]]] = [
     ("4-bit without adapter", (*NANO, "--load_in_4bit", "true"), ConfigurationError, ("load_in_4bit", "use_peft")),
     (
         "top-p",
-        (*NANO, "--use_vllm", "true", "--top_p", "0.9"),
+        (*NANO, "--use_vllm", "true", "--top_p", "0.9", "--vllm_importance_sampling_correction", "true"),
         ConfigurationError,
         ("top_p=0.9", "importance", "vllm_importance_sampling_correction: false"),
     ),
