@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 
+from trl_r1.exceptions import ConfigurationError
+
 if TYPE_CHECKING:
     from trl_r1.trainers.grpo import R1GRPOTrainer
 
@@ -63,7 +65,10 @@ class GroupResampler:
         """
         for name, position in _UNSUPPORTED.items():
             if output[position]:
-                raise NotImplementedError(f"dynamic_sampling cannot replace groups that carry {name}.")
+                raise ConfigurationError(
+                    f"dynamic_sampling cannot replace groups that carry {name} (tools, environments, images). Set "
+                    "dynamic_sampling: false."
+                )
         fields: dict[str, list[Any]] = {}
         for name, position in _PER_COMPLETION.items():
             if output[position] is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -12,13 +12,12 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 
 from trl_r1.behaviours import reflective_words
-from trl_r1.exceptions import ConfigurationError, DataError
+from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.engine import ColocatedEngine, colocated_engine
-from trl_r1.generation.options import check_options
 from trl_r1.generation.transformers import sample_with_transformers
 from trl_r1.modeling.trimming import trimmed_chunks
 from trl_r1.responses import completion_text
@@ -31,9 +30,11 @@ from trl_r1.trainers.checkpoints import (
     without_reference,
     without_reference_adapter,
 )
+from trl_r1.trainers.checks import check_data, check_engine
 from trl_r1.trainers.dynamic_sampling import GroupResampler, group_spread
 from trl_r1.trainers.grpo_config import R1GRPOConfig
 from trl_r1.trainers.losses import r1_sequence_loss
+from trl_r1.trainers.order import EpochSampler
 
 # Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
 # half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
@@ -45,27 +46,6 @@ _ACCURACY = "accuracy_reward"
 logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., list[float | None]]
-
-
-class EpochSampler(Sampler[int]):
-    """Shuffles TRL's sampler by (seed, epoch), so that a resumed run sees the order of an uninterrupted one."""
-
-    def __init__(self, sampler: Any, seed: int) -> None:
-        self.sampler = sampler
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.seed + self.epoch)
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class R1GRPOTrainer(GRPOTrainer):
@@ -139,9 +119,9 @@ class R1GRPOTrainer(GRPOTrainer):
             args = R1GRPOConfig(f"{model if isinstance(model, str) else model.name_or_path}-R1".split("/")[-1])
         if not isinstance(args, R1GRPOConfig):
             raise ConfigurationError(f"args is a {type(args).__name__}: R1GRPOTrainer takes an R1GRPOConfig.")
-        self._check_data(args, train_dataset)
+        check_data(args, train_dataset)
         if args.use_vllm and args.vllm_mode == "colocate":
-            self._check_engine(args, model, quantization_config)
+            check_engine(args, model, quantization_config)
         self._rows: list[dict[str, Any]] | None = None
         self._resampled_rewards: torch.Tensor | None = None
         self.truncated: list[bool] = []
@@ -177,41 +157,6 @@ class R1GRPOTrainer(GRPOTrainer):
         self._warn_about_learning_rate(is_peft)
 
     # Checks
-
-    @staticmethod
-    def _check_data(args: R1GRPOConfig, train_dataset: Any) -> None:
-        needed = cast(int, args.generation_batch_size) // args.num_generations
-        if isinstance(train_dataset, Dataset):
-            if "prompt" not in train_dataset.column_names:
-                raise DataError(f"The data set has no column 'prompt'; it has {train_dataset.column_names}.")
-            if len(train_dataset) < needed:
-                raise DataError(
-                    f"The data set has {len(train_dataset)} questions but one rollout needs {needed} "
-                    "(questions_per_step x minibatches_per_rollout): no step would be taken. Lower one of them."
-                )
-        elif args.dynamic_sampling:
-            raise ConfigurationError(
-                "dynamic_sampling draws questions by index: give a Dataset, not an IterableDataset."
-            )
-
-    @staticmethod
-    def _check_engine(args: R1GRPOConfig, model: str | nn.Module, quantization_config: Any) -> None:
-        """Refuse what the engine cannot do, from the model's configuration alone."""
-        init = cast(dict[str, Any], args.model_init_kwargs or {})
-        quantization = quantization_config or init.get("quantization_config")
-        config = (
-            AutoConfig.from_pretrained(model, revision=init.get("revision"), trust_remote_code=args.trust_remote_code)
-            if isinstance(model, str)
-            else model.config
-        )
-        check_options(
-            args.engine_options,
-            config=cast(Any, config),
-            load_in_4bit=bool(getattr(quantization, "load_in_4bit", False)),
-            sleep_mode=args.vllm_enable_sleep_mode,
-            tensor_parallel_size=args.vllm_tensor_parallel_size,
-            world_size=args.world_size,
-        )
 
     def _warn_about_learning_rate(self, is_peft: bool) -> None:
         rate = self.args.learning_rate
