@@ -282,7 +282,7 @@ class ColocatedEngine(VLLMGeneration):
             top_p (`float`, defaults to 1.0): Nucleus.
             top_k (`int`, defaults to 0): 0 is off.
             max_tokens (`int`, *optional*): Limit of each completion; the trainer's `max_completion_length` by default.
-            seed (`int`, *optional*): Makes the samples reproducible, and independent of the trainer's generators.
+            seed (`int`, *optional*): Makes this call reproducible, and leaves the trainer's generators alone.
             logprobs (`bool`, defaults to `False`): Whether to return the sampled tokens' log-probabilities.
 
         Returns:
