@@ -61,7 +61,9 @@ def build_trainer(tiny_model, tmp_path):
 
     from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer
 
-    def build(output_dir=None, *, questions=24, reward_funcs=None, peft_config=None, **settings):
+    def build(
+        output_dir=None, *, questions=24, reward_funcs=None, peft_config=None, trainer_class=R1GRPOTrainer, **settings
+    ):
         settings = {
             "use_vllm": False,
             "learning_rate": 1e-3,
@@ -79,7 +81,7 @@ def build_trainer(tiny_model, tmp_path):
             "seed": 1,
         } | settings
         rows = Dataset.from_dict({"prompt": [f"question {i}" for i in range(questions)]})
-        return R1GRPOTrainer(
+        return trainer_class(
             model=tiny_model,
             reward_funcs=reward_funcs or [accuracy_reward, count_reward],
             args=R1GRPOConfig(str(output_dir or tmp_path / "run"), **settings),

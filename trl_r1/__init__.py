@@ -16,6 +16,8 @@ _PUBLIC = {
     "NanoWorld": "nano",
     "R1GRPOConfig": "trainers",
     "R1GRPOTrainer": "trainers",
+    "R1SFTConfig": "trainers.sft_config",
+    "R1SFTTrainer": "trainers.sft",
     "Row": "rows",
     "SourceConfig": "data.sources",
     "Verdict": "rows",
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from trl_r1.rewards import accuracy_reward, format_reward
     from trl_r1.rows import Completion, Row, Verdict
     from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer
+    from trl_r1.trainers.sft import R1SFTTrainer
+    from trl_r1.trainers.sft_config import R1SFTConfig
     from trl_r1.verifiers import verify
 
 

@@ -13,13 +13,11 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import GRPOTrainer
 
 from trl_r1.behaviours import reflective_words
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.engine import ColocatedEngine, colocated_engine
 from trl_r1.generation.transformers import sample_with_transformers
-from trl_r1.modeling.trimming import trimmed_chunks
 from trl_r1.responses import completion_text
 from trl_r1.rows import Completion, Prompt
 from trl_r1.trainers.callbacks import AdapterReferenceReset, StopAtRolloutBoundary, TrainingAlarms
@@ -35,6 +33,7 @@ from trl_r1.trainers.dynamic_sampling import GroupResampler, group_spread
 from trl_r1.trainers.grpo_config import R1GRPOConfig
 from trl_r1.trainers.losses import r1_sequence_loss
 from trl_r1.trainers.order import EpochSampler
+from trl_r1.trainers.packed import PackedGRPOTrainer
 
 # Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
 # half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 RewardFunction = Callable[..., list[float | None]]
 
 
-class R1GRPOTrainer(GRPOTrainer):
+class R1GRPOTrainer(PackedGRPOTrainer):
     """GRPO the DeepSeek-R1 way (arXiv 2501.12948), on TRL's [`~trl.GRPOTrainer`].
 
     Hooks of TRL and transformers that are wrapped with `super()`; `tests/test_trl_contract.py` checks their signatures:
@@ -57,10 +56,11 @@ class R1GRPOTrainer(GRPOTrainer):
     - `_generate_and_score_completions`: the length cap in force; hands the rows to dynamic sampling.
     - `_generate`: finish reasons; dynamic sampling.
     - `_calculate_rewards`: a completion without one of its rewards is left out; lengths, truncation, reflection.
-    - `_get_per_token_logps_and_entropies`: rows of similar length share a forward pass, trimmed to what they need.
     - `_compute_loss`: `loss_type="r1"`.
     - `_save`, `_save_optimizer_and_scheduler`, `_save_rng_state`, `_load_from_checkpoint`: the reference in checkpoints,
       and a trainer state that is written only when all ranks are done.
+
+    The step itself, on packed rows, is [`~trl_r1.trainers.packed.PackedGRPOTrainer`]'s; its hooks are listed there.
 
     While TRL's constructor runs, its `VLLMGeneration` is [`~trl_r1.generation.engine.ColocatedEngine`].
 
@@ -155,6 +155,7 @@ class R1GRPOTrainer(GRPOTrainer):
         self.add_callback(StopAtRolloutBoundary())
         self._resampler = GroupResampler(self, args.dynamic_sampling_max_rounds) if args.dynamic_sampling else None
         self._warn_about_learning_rate(is_peft)
+        self._prepare_packing()
 
     # Checks
 
@@ -165,10 +166,6 @@ class R1GRPOTrainer(GRPOTrainer):
         size = sum(p.numel() for p in self.model.parameters())
         if not is_peft and size > _SMALL_MODEL_PARAMETERS and rate > _HIGHEST_FULL_LEARNING_RATE:
             self._warn(f"learning_rate={rate:g} is high for RL of a pretrained model in full; R1 used 3e-6.")
-
-    def _warn(self, message: str) -> None:
-        if self.accelerator.is_main_process:
-            logger.warning(message)
 
     # Rollouts
 
@@ -183,7 +180,7 @@ class R1GRPOTrainer(GRPOTrainer):
 
     def _set_completion_length(self, length: int | None) -> None:
         self.max_completion_length = length
-        if self.use_vllm:
+        if hasattr(self, "vllm_generation"):
             self.vllm_generation.max_completion_length = length  # type: ignore[assignment]
         else:
             self.generation_config.max_new_tokens = length
@@ -269,39 +266,6 @@ class R1GRPOTrainer(GRPOTrainer):
             self._log_rollout_metric(name, value.item())
 
     # Loss
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: nn.Module,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **multimodal: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        score = super()._get_per_token_logps_and_entropies
-        if not self.args.trim_rows or compute_aux_loss or any(value is not None for value in multimodal.values()):
-            return score(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
-                **multimodal,
-            )  # fmt: skip
-        logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
-        entropies = torch.zeros_like(logps) if compute_entropy else None
-        outside = input_ids.size(1) - logits_to_keep  # columns before the first completion token
-        for chunk in trimmed_chunks(attention_mask, logits_to_keep, min(self.args.trim_rows, batch_size or 10**9)):
-            columns = slice(chunk.start, chunk.stop)
-            chunk_logps, chunk_entropies, _ = score(
-                model, input_ids[chunk.rows, columns], attention_mask[chunk.rows, columns], chunk.stop - outside,
-                compute_entropy=compute_entropy,
-            )  # fmt: skip
-            kept = torch.arange(chunk.stop - outside, device=input_ids.device)
-            index = (chunk.rows[:, None], kept)
-            logps = logps.index_put(index, chunk_logps.to(logps.dtype))
-            if entropies is not None and chunk_entropies is not None:
-                entropies = entropies.index_put(index, chunk_entropies.to(entropies.dtype))
-        return logps, entropies, None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         if self.loss_type != "r1":

@@ -11,6 +11,7 @@ from trl import GRPOConfig
 from trl.import_utils import is_vllm_available
 
 from trl_r1.exceptions import ConfigurationError, MissingExtraError, unknown
+from trl_r1.modeling.attention import KINDS
 from trl_r1.trainers.presets import PRESETS
 
 # What `accelerate launch`, torchrun and MPI launchers set; read before TRL's own `__post_init__` needs the sizes.
@@ -20,6 +21,20 @@ _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_
 def launched_world_size() -> int:
     """Number of training processes, as the launcher announced it (1 when there is no launcher)."""
     return next((int(os.environ[name]) for name in _WORLD_SIZE_VARIABLES if os.environ.get(name)), 1)
+
+
+def _token_budget(asked: Any) -> Any:
+    """Read `max_tokens_per_microbatch`: `"auto"`, `None`, or a number of tokens."""
+    if asked is None or str(asked).lower() in ("none", "null"):
+        return None
+    if str(asked) == "auto":
+        return "auto"
+    if not str(asked).isdecimal() or int(asked) < 1:
+        raise ConfigurationError(
+            f"max_tokens_per_microbatch={asked!r} is not a number of tokens. Allowed: a positive whole number, at least "
+            "the longest prompt and completion together for the best packing; auto; null."
+        )
+    return int(asked)
 
 
 @dataclass
@@ -63,6 +78,23 @@ class R1GRPOConfig(GRPOConfig):
         trim_rows (`int`, *optional*):
             Rows that share a forward pass, sorted by length and trimmed of padding; 0 leaves TRL's padded passes. The
             result is the same. Defaults to 16 on a CPU, where a pass costs what its tokens cost, and to 0 elsewhere.
+        packing (`str`, defaults to `"auto"`):
+            How sequences share a forward pass ([`~trl_r1.modeling.attention.choose_attention`]): `"auto"` packs them in
+            one row wherever a kernel for it is there, and sorts and trims them elsewhere; `"none"` never packs.
+        max_tokens_per_microbatch (`int` or `"auto"`, *optional*, defaults to `"auto"`):
+            Tokens in one forward and backward pass. The rows of an optimizer step are regrouped, over all ranks, into
+            micro-batches of equal cost that hold no more; the loss stays that of `per_device_train_batch_size`. `"auto"`
+            chooses from free memory, and keeps TRL's micro-batches on a CPU. `None` (`null`) keeps them everywhere.
+        gradient_checkpointing (`bool`, *optional*):
+            Recompute layers in the backward pass, for a third more time and far less memory. Left open, it is done where
+            the token budget is chosen (`max_tokens_per_microbatch: auto`) and memory asks for it, and else always.
+        skip_old_logps (`bool`, defaults to `True`):
+            Exactly on-policy, take the importance ratio to vLLM from the policy pass instead of a pass of its own.
+        skip_zero_advantages (`bool`, defaults to `True`):
+            Leave rows without gradient out of regrouped micro-batches where that is exact (`beta` 0). They still count in
+            the loss's denominators; entropy and clip ratios are then those of the rows that teach.
+        compile_layers (`bool`, defaults to `False`):
+            `torch.compile` every decoder layer, for all lengths at once. Pays after some hundred steps.
         vllm_engine_kwargs (`dict`, *optional*):
             Any engine argument of vLLM (`{"enforce_eager": true, …}`), over what TRL passes.
     """
@@ -122,6 +154,24 @@ class R1GRPOConfig(GRPOConfig):
     trim_rows: int | None = field(
         default=None, metadata={"help": "Rows that share a trimmed forward pass; 0 for none. Default: 16 on a CPU."}
     )
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Recompute layers in the backward pass. Default: where memory asks for it."}
+    )
+    packing: str = field(
+        default="auto",
+        metadata={"help": "How sequences share a forward pass: auto, none, varlen, sdpa, flash_attention_2 to _4."},
+    )
+    max_tokens_per_microbatch: str | None = field(
+        default="auto",
+        metadata={"help": "Tokens in one forward and backward pass: a number, auto, or null for TRL's micro-batches."},
+    )
+    skip_old_logps: bool = field(
+        default=True, metadata={"help": "Take the ratio to vLLM from the policy pass when exactly on-policy."}
+    )
+    skip_zero_advantages: bool = field(
+        default=True, metadata={"help": "Leave out rows without gradient where that is exact (beta 0)."}
+    )
+    compile_layers: bool = field(default=False, metadata={"help": "torch.compile every decoder layer."})
     vllm_engine_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Any vLLM engine argument, as a mapping or JSON."}
     )
@@ -140,6 +190,10 @@ class R1GRPOConfig(GRPOConfig):
             self.bf16 = False
         if self.trim_rows is None:
             self.trim_rows = 16 if on_cpu else 0
+        self.chooses_checkpointing = self.gradient_checkpointing is None
+        if self.gradient_checkpointing is None:
+            self.gradient_checkpointing = True  # until the trainer knows the free memory
+        self.max_tokens_per_microbatch = _token_budget(self.max_tokens_per_microbatch)
         self._check()
         world_size = launched_world_size()
         self._derive_sizes(world_size)
@@ -208,6 +262,8 @@ class R1GRPOConfig(GRPOConfig):
                 "and bias the importance ratio. Use top_p 1.0, top_k 0 and min_p unset for rollouts, or set "
                 "vllm_importance_sampling_correction: false."
             )
+        if self.packing not in ("auto", "none", *KINDS):
+            raise unknown("packing", self.packing, ["auto", "none", *KINDS])
         if self.loss_type == "r1" and correction and self.vllm_importance_sampling_mode.startswith("token"):
             raise ConfigurationError(
                 f"loss_type 'r1' has one ratio per sequence, but vllm_importance_sampling_mode is "

@@ -59,3 +59,69 @@ def r1_sequence_loss(
         return policy_loss, torch.zeros_like(policy_loss), ratio
     log_ref_ratio = sequence_log_ratio(ref_logps, logps, mask)
     return policy_loss, log_ref_ratio.exp() - log_ref_ratio - 1, ratio
+
+
+def sampling_ratio(
+    logps: torch.Tensor,
+    sampling_logps: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    mode: str,
+    clip_min: float | None,
+    clip_max: float | None,
+) -> torch.Tensor:
+    """Importance ratio between the trainer and the engine that sampled (the modes are TRL's).
+
+    Args:
+        logps (`torch.Tensor` of shape `(B, T)`): The trainer's log-probabilities, without gradient.
+        sampling_logps (`torch.Tensor` of shape `(B, T)`): The engine's; NaN where it has none, which counts as equal.
+        mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that are learned from.
+        mode (`str`): `token_` or `sequence_`, then `truncate` (clamp) or `mask` (drop).
+        clip_min (`float`, *optional*): Lower bound of the ratio.
+        clip_max (`float`, *optional*): Upper bound.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, or `(B, 1)` for a ratio of sequences.
+    """
+    difference = torch.nan_to_num((logps - sampling_logps) * mask, nan=0.0)
+    if mode.startswith("sequence"):
+        difference = difference.sum(dim=-1, keepdim=True)
+    ratio = difference.exp()
+    if mode.endswith("truncate"):
+        return ratio if clip_min is None and clip_max is None else ratio.clamp(clip_min, clip_max)
+    outside = torch.zeros_like(ratio, dtype=torch.bool)
+    if clip_min is not None:
+        outside |= ratio < clip_min
+    if clip_max is not None:
+        outside |= ratio > clip_max
+    return ratio.masked_fill(outside, 0.0)
+
+
+def sampling_ratio_metrics(
+    logps: torch.Tensor, sampling_logps: torch.Tensor, mask: torch.Tensor, ratio: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What TRL logs of the ratio: how far trainer and engine are apart, and how far the correction goes.
+
+    Args:
+        logps, sampling_logps, mask (`torch.Tensor` of shape `(B, T)`): As in [`sampling_ratio`].
+        ratio (`torch.Tensor` of shape `(B, T)` or `(B, 1)`): What it returned.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Scalars by TRL's names; this rank's own.
+    """
+    known = mask.bool() & ~sampling_logps.isnan()
+    gap = torch.where(known, (logps - sampling_logps).abs(), 0.0)
+    counted = known if ratio.size(1) == mask.size(1) else mask.any(dim=1, keepdim=True)
+    largest = torch.finfo(ratio.dtype).max
+    values = torch.stack(
+        [
+            gap.sum() / known.sum().clamp(min=1),
+            gap.max(),
+            torch.where(counted, ratio, largest).min(),
+            (ratio * counted).sum() / counted.sum().clamp(min=1),
+            (ratio * counted).max(),
+        ]
+    )
+    difference, correction = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
+    names = [f"{difference}/mean", f"{difference}/max", *(f"{correction}/{part}" for part in ("min", "mean", "max"))]
+    return dict(zip(names, values.unbind(), strict=True))

@@ -1,0 +1,34 @@
+"""Trainers whose rollouts are given: prompts, completions and the engine's log-probabilities, so that steps can be compared."""
+
+import torch
+
+
+def stored_rollout(rows, vocabulary=250, longest=14, seed=0, eos=256):
+    """Ragged prompts and completions, every other one ended by EOS, with rewards that differ and log-probabilities near the truth of a random model."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    prompts = [torch.randint(0, vocabulary, (draw(3, 9),), generator=generator).tolist() for _ in range(rows)]
+    lengths = [longest, *(draw(1, longest) for _ in range(rows - 1))]
+    completions = [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in lengths]
+    for ids in completions[1::2]:
+        ids[-1] = eos
+    logps = [(-5.5 + 0.3 * torch.randn(length, generator=generator)).tolist() for length in lengths]
+    return prompts, completions, logps
+
+
+def replayed(trainer_class, rollout):
+    """A subclass of a trainer whose `_generate` returns this rank's share of a stored rollout."""
+
+    class Replayed(trainer_class):
+        def _generate(self, prompts):
+            rank, count = self.accelerator.process_index, len(prompts)
+            share = slice(rank * count, (rank + 1) * count)
+            prompt_ids, completion_ids, logps = (part[share] for part in rollout)
+            self.truncated = [False] * count
+            texts = ["x" * len(ids) for ids in completion_ids]
+            return prompt_ids, completion_ids, None, texts, logps, {}, None, None
+
+    return Replayed

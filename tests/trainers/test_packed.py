@@ -1,0 +1,190 @@
+"""The packed step against stock TRL: the same loss and gradient for every loss, however rows are grouped."""
+
+import pytest
+import torch
+from stored_rollouts import replayed, stored_rollout
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from trl_r1.trainers import R1GRPOTrainer
+
+BUDGET = 40  # two to four rows; TRL's micro-batch has four
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.fixture
+def step(build_trainer, monkeypatch):
+    """A function that takes two optimizer steps on a stored rollout and returns the log and the gradients."""
+
+    def take(trainer_class, *, corrects=False, rollout_seed=0, **settings):
+        rows = 32
+        rollout = stored_rollout(rows, seed=rollout_seed)
+        settings = {"max_steps": 2, "max_completion_length": 16, "beta": 0.0, "max_grad_norm": 0.0} | settings
+        trainer = build_trainer(trainer_class=replayed(trainer_class, rollout), **settings)
+        if corrects:  # the engine's log-probabilities come from the stored rollout, so no engine is needed
+            trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, True
+        gradients = Gradients()
+        trainer.add_callback(gradients)
+        trainer.train()
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        return log, gradients.steps, trainer
+
+    return take
+
+
+def assert_same(ours, stock):
+    """Equal to 1e-5 of the largest element; the second step starts from weights that Adam has already made differ."""
+    for our_step, stock_step, rtol in zip(ours, stock, (1e-5, 1e-4), strict=False):
+        assert our_step.keys() == stock_step.keys()
+        scale = max(float(g.abs().max()) for g in stock_step.values())
+        assert scale > 0
+        for name, expected in stock_step.items():
+            torch.testing.assert_close(
+                our_step[name], expected, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_any_grouping_gives_the_stock_loss_and_gradient(step, loss_type):
+    settings = {"loss_type": loss_type, "beta": 0.05, "minibatches_per_rollout": 2}
+    stock_log, stock, _ = step(GRPOTrainer, **settings)
+    log, ours, trainer = step(R1GRPOTrainer, **settings, packing="sdpa", max_tokens_per_microbatch=BUDGET)
+    assert trainer._regroups
+    assert_same(ours, stock)
+    assert log[0]["loss"] == pytest.approx(stock_log[0]["loss"], abs=1e-6)
+    assert log[1]["loss"] == pytest.approx(stock_log[1]["loss"], abs=1e-5)
+    for our_entry, entry in zip(log, stock_log, strict=True):
+        assert our_entry["microbatch/count"] > 4  # TRL's is 4
+        for name in ("kl", "entropy"):
+            if loss_type != "bnpo":
+                assert our_entry[name] == pytest.approx(entry[name], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"importance_sampling_level": "sequence"},
+        {"delta": 1.2, "epsilon": 0.2},
+        {"off_policy_mask_threshold": 0.1},
+        {"mask_truncated_completions": True},
+        {"scale_rewards": "none"},
+        {"temperature": 0.7},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_options_of_trl_keep_their_meaning(step, settings):
+    settings = {"minibatches_per_rollout": 2, "beta": 0.05} | settings
+    _, stock, _ = step(GRPOTrainer, **settings)
+    _, ours, _ = step(R1GRPOTrainer, **settings, packing="sdpa", max_tokens_per_microbatch=BUDGET)
+    assert_same(ours, stock)
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_ratio_to_the_engine_without_a_pass_of_its_own(step, mode, budget):
+    settings = {
+        "corrects": True, "vllm_importance_sampling_mode": mode, "minibatches_per_rollout": 1,
+        "vllm_importance_sampling_clip_min": 0.2, "vllm_importance_sampling_clip_max": 1.1, "questions_per_step": 8,
+    }  # fmt: skip
+    stock_log, stock, _ = step(GRPOTrainer, **settings)
+    ours_settings = {"packing": "sdpa", "max_tokens_per_microbatch": budget, "skip_zero_advantages": False}
+    log, ours, _ = step(R1GRPOTrainer, **settings, **ours_settings)
+    assert_same(ours, stock)
+    if budget is None:
+        return  # what is logged is then averaged over TRL's micro-batches, not over the rollout
+    names = [f"sampling/sampling_logp_difference/{part}" for part in ("mean", "max")]
+    names += [f"sampling/importance_sampling_ratio/{part}" for part in ("min", "mean", "max")]
+    for name in names:
+        assert log[0][name] == pytest.approx(stock_log[0][name], rel=1e-3), name
+
+
+def test_on_policy_saves_the_pass_for_the_ratio(step, monkeypatch):
+    passes = []
+    original = R1GRPOTrainer._get_per_token_logps_and_entropies
+
+    def counted(self, *args, **kwargs):
+        passes.append(torch.is_grad_enabled())
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(R1GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
+    settings = {"corrects": True, "minibatches_per_rollout": 1, "questions_per_step": 8, "max_steps": 1}
+    step(R1GRPOTrainer, **settings)
+    assert passes
+    assert all(passes)
+    passes.clear()
+    step(R1GRPOTrainer, **settings, skip_old_logps=False)
+    assert not all(passes)
+    passes.clear()
+    step(R1GRPOTrainer, **(settings | {"minibatches_per_rollout": 2, "questions_per_step": 4}))  # not on-policy
+    assert not all(passes)
+
+
+def test_rows_without_advantage_are_left_out_exactly(step, monkeypatch):
+    calls = []
+    original = R1GRPOTrainer._packed_logps
+
+    def counted(self, model, input_ids, *args):
+        calls.append(input_ids.size(0))
+        return original(self, model, input_ids, *args)
+
+    monkeypatch.setattr(R1GRPOTrainer, "_packed_logps", counted)
+    settings = {"reward_funcs": [reward_of_half_the_groups], "minibatches_per_rollout": 1, "questions_per_step": 8}
+    _, stock, _ = step(GRPOTrainer, **settings)
+    _, ours, _ = step(R1GRPOTrainer, **settings, packing="sdpa", max_tokens_per_microbatch=BUDGET)
+    learnt = sum(calls)
+    calls.clear()
+    _, all_rows, _ = step(
+        R1GRPOTrainer, **settings, packing="sdpa", max_tokens_per_microbatch=BUDGET, skip_zero_advantages=False
+    )
+    assert_same(ours, stock)
+    assert_same(all_rows, stock)
+    assert learnt < 0.7 * sum(calls)
+
+
+def reward_of_half_the_groups(completions, **kwargs):
+    """Spread in every other group of four only."""
+    return [float(index % 4 == 0 and index // 4 % 2) for index in range(len(completions))]
+
+
+def test_r1s_own_loss_is_the_same_for_any_grouping(step):
+    settings = {"loss_type": "r1", "beta": 0.05, "packing": "sdpa", "minibatches_per_rollout": 2}
+    log, whole, _ = step(R1GRPOTrainer, **settings, max_tokens_per_microbatch=None)
+    other_log, parted, _ = step(R1GRPOTrainer, **settings, max_tokens_per_microbatch=50)
+    assert_same(parted, whole)
+    assert log[0]["loss"] == pytest.approx(other_log[0]["loss"], abs=1e-6)
+
+
+def test_entropy_terms_fall_back_and_say_so(step, caplog):
+    with caplog.at_level("INFO"):
+        _, _, trainer = step(R1GRPOTrainer, entropy_coef=0.01, packing="sdpa", max_tokens_per_microbatch=BUDGET)
+    assert not trainer._regroups
+    assert "is not used: entropy terms" in caplog.text
+
+
+def test_a_long_sequence_is_announced_once(step, caplog):
+    step(R1GRPOTrainer, packing="sdpa", max_tokens_per_microbatch=12)
+    assert caplog.text.count("longer than max_tokens_per_microbatch=12") == 1
+
+
+def test_lora(step, lora):
+    settings = {"beta": 0.05, "peft_config": lora, "sync_ref_model": False}
+    _, stock, _ = step(GRPOTrainer, **settings)
+    _, ours, _ = step(R1GRPOTrainer, **settings, packing="sdpa", max_tokens_per_microbatch=BUDGET)
+    assert_same(ours, stock)
+
+
+def test_gradient_checkpointing(step):
+    settings = {"gradient_checkpointing": True}
+    _, stock, _ = step(GRPOTrainer, **settings)
+    _, ours, _ = step(R1GRPOTrainer, **settings, packing="sdpa", max_tokens_per_microbatch=BUDGET)
+    assert_same(ours, stock)

@@ -1,0 +1,308 @@
+"""Attention for packed rows: many sequences in one row, each attending to itself alone.
+
+[`choose_attention`] walks a ladder and says what it took and why:
+
+1. `flash_attention_4`, `_3`, `_2`: transformers' own paths, where the flash-attn package is installed;
+2. `varlen`: `torch.nn.attention.varlen`, which comes with PyTorch (half precision, CUDA);
+3. `padded`: no packing; rows are sorted and trimmed instead (CPU, float32, layers that cannot be packed).
+
+`sdpa` packs on any device and in any type, one call per sequence: exact, made for checking, chosen only when asked for.
+
+The `varlen` and `sdpa` functions look at the keyword `cu_seq_lens_q`: with it the row is packed, without it they are
+transformers' SDPA. So one model does packed passes, padded passes and `generate` without being switched.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from trl_r1.exceptions import ConfigurationError, unknown
+
+FLASH = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
+KINDS = (*FLASH, "varlen", "sdpa", "padded")
+_NAMES = {"varlen": "trl_r1_varlen", "sdpa": "trl_r1_sdpa"}
+# The widest head of FlashAttention 2's kernels, which `torch.nn.attention.varlen` calls.
+_LARGEST_HEAD = 256
+# Layers whose every token sees its own sequence only through attention.
+_PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+# Rotary embeddings that depend on the longest sequence of the batch, and so on who is packed with whom.
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What was chosen, and why.
+
+    Args:
+        kind (`str`): One of [`KINDS`].
+        reason (`str`): For the log: what the choice rests on.
+    """
+
+    kind: str
+    reason: str
+
+    @property
+    def packs(self) -> bool:
+        """Whether sequences share a row."""
+        return self.kind != "padded"
+
+    @property
+    def is_flash(self) -> bool:
+        """Whether transformers' own flash attention computes it."""
+        return self.kind in FLASH
+
+
+def why_not_packable(model: Any) -> str | None:
+    """Say why a model's sequences cannot share a row with equal results, or `None` if they can.
+
+    Args:
+        model (`PreTrainedModel`): The policy, without PEFT's wrapper. Anything with a `config` is enough.
+
+    Returns:
+        `str` or `None`: The reason.
+    """
+    config: PretrainedConfig = model.config
+    text = config.get_text_config()
+    if text is not config or hasattr(config, "vision_config"):
+        return "multimodal models place their images by padded position"
+    if config.is_encoder_decoder:
+        return "encoder-decoder models attend across rows"
+    if not getattr(model, "_supports_attention_backend", True) or not getattr(model, "_supports_flash_attn", True):
+        return f"{type(model).__name__} does not take another attention function"
+    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if layers - _PACKABLE_LAYERS:
+        return f"layers of type {sorted(layers - _PACKABLE_LAYERS)} carry state from one sequence to the next"
+    if getattr(text, "attn_logit_softcapping", None):
+        return "attention logits are soft-capped"
+    if text.model_type == "gpt_oss":
+        return "attention sinks are not supported"
+    if getattr(text, "attention_dropout", 0.0):
+        return "attention_dropout is not 0"
+    ropes = _rope_types(getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {})
+    if ropes & _LENGTH_DEPENDENT_ROPE:
+        return f"rotary embeddings of type {sorted(ropes & _LENGTH_DEPENDENT_ROPE)} depend on the longest sequence"
+    return None
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    if not isinstance(parameters, dict):
+        return set()
+    found = {str(parameters.get("rope_type", parameters.get("type", "default")))}
+    for value in parameters.values():  # one set of parameters per kind of layer
+        found |= _rope_types(value)
+    return found
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """Return the size of one attention head."""
+    text = config.get_text_config()
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def choose_attention(
+    model: Any, device: torch.device, dtype: torch.dtype, asked: str = "auto", *, prompt_learning: bool = False
+) -> Attention:
+    """Choose how sequences share a forward pass.
+
+    Args:
+        model (`PreTrainedModel`): The policy, without PEFT's wrapper.
+        device (`torch.device`): Where it computes.
+        dtype (`torch.dtype`): The type its layers compute in: autocast's, where that is on.
+        asked (`str`, defaults to `"auto"`): One of [`KINDS`], `"auto"` for the ladder, or `"none"` for padded rows.
+        prompt_learning (`bool`, defaults to `False`): Whether PEFT puts learned tokens before every row.
+
+    Returns:
+        [`Attention`]: The kind, and the reason.
+
+    Raises:
+        [`ConfigurationError`]: `asked` is unknown, or cannot work here.
+    """
+    if asked == "none":
+        asked = "padded"
+    if asked not in (*KINDS, "auto"):
+        raise unknown("packing", asked, ["auto", "none", *KINDS])
+    obstacle = why_not_packable(model)
+    if prompt_learning:
+        obstacle = "prompt learning puts its tokens before every row"
+    half = dtype in (torch.bfloat16, torch.float16)
+    if asked == "auto":
+        if obstacle:
+            return Attention("padded", f"{obstacle}: rows are sorted and trimmed instead")
+        if device.type != "cuda":
+            return Attention("padded", f"on {device.type} rows are sorted and trimmed")
+        if not half:
+            return Attention("padded", f"{dtype} has no variable-length kernel: rows are sorted and trimmed")
+        current = model.config._attn_implementation
+        for kind in FLASH:
+            if current == kind or _flash_installed(kind):
+                return Attention(kind, "flash-attn is installed")
+        size = head_dim(model.config)
+        if size > _LARGEST_HEAD or size % 8:
+            return Attention("padded", f"heads of size {size} do not fit the kernel: rows are sorted and trimmed")
+        return Attention("varlen", "torch.nn.attention.varlen")
+    if asked != "padded" and obstacle:
+        raise ConfigurationError(f"packing={asked!r} cannot be used: {obstacle}. Use packing: auto or none.")
+    if asked in ("varlen", *FLASH) and not (device.type == "cuda" and half):
+        raise ConfigurationError(
+            f"packing={asked!r} needs a CUDA device and half precision, but layers compute in {dtype} on {device.type}. "
+            "Use packing: auto, or sdpa, which packs anywhere."
+        )
+    if asked in FLASH and not _flash_installed(asked):
+        raise ConfigurationError(f"packing={asked!r}: that flash-attn is not installed. Use packing: auto or varlen.")
+    return Attention(asked, "asked for")
+
+
+def _flash_installed(kind: str) -> bool:
+    from transformers.utils import import_utils
+
+    number = kind.removeprefix("flash_attention_")
+    return bool(getattr(import_utils, f"is_flash_attn_{number}_available", lambda: False)())
+
+
+def enable_packing(model: Any, attention: Attention) -> None:
+    """Set the attention function of a loaded model (and of nothing else).
+
+    Args:
+        model (`PreTrainedModel`): The policy, without PEFT's wrapper.
+        attention ([`Attention`]): The choice. With `padded` the model is left alone.
+    """
+    if not attention.packs:
+        return
+    register()
+    model.set_attn_implementation(_NAMES.get(attention.kind, attention.kind))
+
+
+@functools.cache
+def register() -> None:
+    """Make the two packed functions known to transformers."""
+    AttentionInterface.register(_NAMES["varlen"], varlen_attention)
+    AttentionInterface.register(_NAMES["sdpa"], sdpa_attention)
+    for name in _NAMES.values():
+        AttentionMaskInterface.register(name, sdpa_mask)  # for passes that are not packed
+
+
+def unused_mask(device: torch.device) -> torch.Tensor:
+    """Return a mask that transformers hands on unread, as it does with every mask of four dimensions.
+
+    Without one it would look for the sequences' bounds in the position ids, and wait for the device to tell.
+    """
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each sequence of a packed row by `torch.nn.attention.varlen`.
+
+    Args:
+        module (`nn.Module`): The attention layer.
+        query (`torch.Tensor` of shape `(1, H, T, D)`): Queries; `key` and `value` of shape `(1, H_kv, T, D)`.
+        key (`torch.Tensor`): Keys.
+        value (`torch.Tensor`): Values.
+        attention_mask (`torch.Tensor`, *optional*): Read only when the row is not packed.
+        dropout (`float`, defaults to 0.0): Not available when packed; models with it are not packed.
+        scaling (`float`, *optional*): Of the logits; `D ** -0.5` by default.
+        sliding_window (`int`, *optional*): How many tokens a query sees, itself included.
+        cu_seq_lens_q (`torch.Tensor` of shape `(n + 1,)`, *optional*): Where the sequences begin; `None` for SDPA.
+        max_length_q (`int`, *optional*): Length of the longest.
+        kwargs: As in transformers.
+
+    Returns:
+        `tuple`: The output of shape `(1, T, H, D)`, and `None`.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **_dense(kwargs))
+    from torch.nn.attention.varlen import varlen_attn
+
+    if query.dtype == torch.float32:  # PEFT keeps some norms in float32; the kernel takes half precision only
+        half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else module.config.dtype  # type: ignore[union-attr]
+        query, key, value = query.to(half), key.to(half), value.to(half)  # type: ignore[arg-type]
+    output = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,  # type: ignore[arg-type]
+        max_length_q,  # type: ignore[arg-type]
+        scale=scaling,
+        window_size=(sliding_window - 1 if sliding_window else -1, 0),
+        **_grouped(),
+    )
+    return output.unsqueeze(0), None
+
+
+@functools.cache
+def _grouped() -> dict[str, bool]:
+    """Newer versions of PyTorch want to be told that there are fewer heads of keys than of queries."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+def sdpa_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each sequence of a packed row by one SDPA call per sequence; see [`varlen_attention`]."""
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **_dense(kwargs))
+    bounds = cu_seq_lens_q.tolist()
+    outputs = []
+    for start, stop in itertools.pairwise(bounds):
+        one = slice(start, stop)
+        mask = None
+        if sliding_window and stop - start > sliding_window:
+            mask = _window(stop - start, sliding_window, query.device)
+        outputs.append(
+            sdpa_attention_forward(
+                module, query[:, :, one], key[:, :, one], value[:, :, one], mask, dropout, scaling, is_causal=True
+            )[0]
+        )
+    return torch.cat(outputs, dim=1), None
+
+
+def _dense(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keep what SDPA reads of the keywords that a model hands to its attention."""
+    return {name: kwargs[name] for name in ("is_causal", "position_bias", "output_attentions") if name in kwargs}
+
+
+def _window(length: int, size: int, device: torch.device) -> torch.Tensor:
+    """Causal mask of shape `(1, 1, length, length)` in which a token sees `size` tokens, itself included."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return ((distance >= 0) & (distance < size))[None, None]
+
+
+def varlen_available() -> bool:
+    """Whether this PyTorch has `torch.nn.attention.varlen`."""
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
