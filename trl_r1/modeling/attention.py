@@ -2,24 +2,25 @@
 
 [`choose_attention`] walks a ladder and says what it took and why:
 
-1. `flash_attention_4`, `_3`, `_2`: transformers' own paths, where the flash-attn package is installed;
+1. `flash_attention_4`, `_3`, `_2`: the flash-attn packages' kernels for sequences of varying length, where installed;
 2. `varlen`: `torch.nn.attention.varlen`, which comes with PyTorch (half precision, CUDA);
 3. `padded`: no packing; rows are sorted and trimmed instead (CPU, float32, layers that cannot be packed).
 
 `sdpa` packs on any device and in any type, one call per sequence: exact, made for checking, chosen only when asked for.
 
-The `varlen` and `sdpa` functions look at the keyword `cu_seq_lens_q`: with it the row is packed, without it they are
+All of them look at the keyword `cu_seq_lens_q`: with it the row is packed, without it they are
 transformers' SDPA. So one model does packed passes, padded passes and `generate` without being switched.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import inspect
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,7 +32,13 @@ from trl_r1.exceptions import ConfigurationError, unknown
 
 FLASH = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
 KINDS = (*FLASH, "varlen", "sdpa", "padded")
-_NAMES = {"varlen": "trl_r1_varlen", "sdpa": "trl_r1_sdpa"}
+_NAMES = {kind: f"trl_r1_{kind}" for kind in (*FLASH, "varlen", "sdpa")}
+# The module of each flash-attn, and the compute capabilities (major) its kernels are for.
+_FLASH_MODULES = {
+    "flash_attention_4": ("flash_attn.cute", {9, 10, 11}),
+    "flash_attention_3": ("flash_attn_interface", {9}),
+    "flash_attention_2": ("flash_attn", {8, 9, 10, 11, 12}),
+}
 # The widest head of FlashAttention 2's kernels, which `torch.nn.attention.varlen` calls.
 _LARGEST_HEAD = 256
 # Layers whose every token sees its own sequence only through attention.
@@ -56,11 +63,6 @@ class Attention:
     def packs(self) -> bool:
         """Whether sequences share a row."""
         return self.kind != "padded"
-
-    @property
-    def is_flash(self) -> bool:
-        """Whether transformers' own flash attention computes it."""
-        return self.kind in FLASH
 
 
 def why_not_packable(model: Any) -> str | None:
@@ -143,13 +145,16 @@ def choose_attention(
             return Attention("padded", f"on {device.type} rows are sorted and trimmed")
         if not half:
             return Attention("padded", f"{dtype} has no variable-length kernel: rows are sorted and trimmed")
-        current = model.config._attn_implementation
-        for kind in FLASH:
-            if current == kind or _flash_installed(kind):
-                return Attention(kind, "flash-attn is installed")
         size = head_dim(model.config)
         if size > _LARGEST_HEAD or size % 8:
-            return Attention("padded", f"heads of size {size} do not fit the kernel: rows are sorted and trimmed")
+            return Attention("padded", f"heads of size {size} do not fit a kernel: rows are sorted and trimmed")
+        for kind in FLASH:
+            if _why_no_flash(kind, device) is None:
+                return Attention(kind, f"{_FLASH_MODULES[kind][0]} is installed")
+        if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+            return Attention(
+                "padded", f"PyTorch {torch.__version__} has no torch.nn.attention.varlen: rows are trimmed"
+            )
         return Attention("varlen", "torch.nn.attention.varlen")
     if asked != "padded" and obstacle:
         raise ConfigurationError(f"packing={asked!r} cannot be used: {obstacle}. Use packing: auto or none.")
@@ -158,16 +163,22 @@ def choose_attention(
             f"packing={asked!r} needs a CUDA device and half precision, but layers compute in {dtype} on {device.type}. "
             "Use packing: auto, or sdpa, which packs anywhere."
         )
-    if asked in FLASH and not _flash_installed(asked):
-        raise ConfigurationError(f"packing={asked!r}: that flash-attn is not installed. Use packing: auto or varlen.")
+    if asked in FLASH and (reason := _why_no_flash(asked, device)):
+        raise ConfigurationError(f"packing={asked!r} cannot be used: {reason}. Use packing: auto or varlen.")
     return Attention(asked, "asked for")
 
 
-def _flash_installed(kind: str) -> bool:
-    from transformers.utils import import_utils
-
-    number = kind.removeprefix("flash_attention_")
-    return bool(getattr(import_utils, f"is_flash_attn_{number}_available", lambda: False)())
+def _why_no_flash(kind: str, device: torch.device) -> str | None:
+    """Say why a flash-attn cannot be used on a device, or `None` if it can."""
+    module, capabilities = _FLASH_MODULES[kind]
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        found = False
+    if not found:
+        return f"{module} is not installed"
+    major = torch.cuda.get_device_capability(device)[0] if torch.cuda.is_available() else None
+    return None if major in capabilities else f"{module} has no kernel for this GPU (compute capability {major}.x)"
 
 
 def enable_packing(model: Any, attention: Attention) -> None:
@@ -180,15 +191,16 @@ def enable_packing(model: Any, attention: Attention) -> None:
     if not attention.packs:
         return
     register()
-    model.set_attn_implementation(_NAMES.get(attention.kind, attention.kind))
+    model.set_attn_implementation(_NAMES[attention.kind])
 
 
 @functools.cache
 def register() -> None:
-    """Make the two packed functions known to transformers."""
-    AttentionInterface.register(_NAMES["varlen"], varlen_attention)
-    AttentionInterface.register(_NAMES["sdpa"], sdpa_attention)
-    for name in _NAMES.values():
+    """Make the packed functions known to transformers."""
+    for kind, name in _NAMES.items():
+        AttentionInterface.register(
+            name, sdpa_attention if kind == "sdpa" else functools.partial(kernel_attention, kind)
+        )
         AttentionMaskInterface.register(name, sdpa_mask)  # for passes that are not packed
 
 
@@ -200,7 +212,8 @@ def unused_mask(device: torch.device) -> torch.Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
-def varlen_attention(
+def kernel_attention(
+    kind: str,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -213,13 +226,14 @@ def varlen_attention(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each sequence of a packed row by `torch.nn.attention.varlen`.
+    """Attend within each sequence of a packed row by one kernel for all.
 
     Args:
+        kind (`str`): `"varlen"`, or one of [`FLASH`].
         module (`nn.Module`): The attention layer.
-        query (`torch.Tensor` of shape `(1, H, T, D)`): Queries; `key` and `value` of shape `(1, H_kv, T, D)`.
-        key (`torch.Tensor`): Keys.
-        value (`torch.Tensor`): Values.
+        query (`torch.Tensor` of shape `(1, H, T, D)`): Queries.
+        key (`torch.Tensor` of shape `(1, H_kv, T, D)`): Keys.
+        value (`torch.Tensor` of shape `(1, H_kv, T, D)`): Values.
         attention_mask (`torch.Tensor`, *optional*): Read only when the row is not packed.
         dropout (`float`, defaults to 0.0): Not available when packed; models with it are not packed.
         scaling (`float`, *optional*): Of the logits; `D ** -0.5` by default.
@@ -233,32 +247,87 @@ def varlen_attention(
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **_dense(kwargs))
-    from torch.nn.attention.varlen import varlen_attn
-
-    if query.dtype == torch.float32:  # PEFT keeps some norms in float32; the kernel takes half precision only
-        half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else module.config.dtype  # type: ignore[union-attr]
-        query, key, value = query.to(half), key.to(half), value.to(half)  # type: ignore[arg-type]
-    output = varlen_attn(
+    assert max_length_q is not None
+    if query.dtype == torch.float32:  # PEFT keeps some norms in float32; the kernels take half precision only
+        half: Any = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else module.config.dtype  # type: ignore[union-attr]
+        query, key, value = query.to(half), key.to(half), value.to(half)
+    kernel = _varlen if kind == "varlen" else _flash
+    window = sliding_window - 1 if sliding_window else None
+    output = kernel(
+        kind,
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,  # type: ignore[arg-type]
-        max_length_q,  # type: ignore[arg-type]
-        scale=scaling,
-        window_size=(sliding_window - 1 if sliding_window else -1, 0),
-        **_grouped(),
+        max_length_q,
+        scaling,
+        window,
     )
     return output.unsqueeze(0), None
 
 
-@functools.cache
-def _grouped() -> dict[str, bool]:
-    """Newer versions of PyTorch want to be told that there are fewer heads of keys than of queries."""
+def _varlen(
+    kind: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    size = (-1 if window is None else window, 0)
+    output = varlen_attn(
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=size, **_GROUPED
+    )
+    return cast(torch.Tensor, output)
+
+
+@torch.compiler.disable
+def _flash(
+    kind: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Call flash-attn's kernel; compiled layers stop before it and go on behind it."""
+    none = None if kind == "flash_attention_4" else -1  # how a package writes a window without bound
+    output = _flash_function(kind)(
+        query,
+        key,
+        value,
+        cu_seqlens_q=bounds,
+        cu_seqlens_k=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(none, none) if window is None else (window, 0),
+    )
+    return output[0] if isinstance(output, tuple) else output
+
+
+@functools.cache
+def _flash_function(kind: str) -> Any:
+    return importlib.import_module(_FLASH_MODULES[kind][0]).flash_attn_varlen_func
+
+
+def _grouped() -> dict[str, bool]:
+    """Newer versions of PyTorch want to be told that there are fewer heads of keys than of queries."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # PyTorch before 2.10
+        return {}
     return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+_GROUPED = _grouped()
 
 
 def sdpa_attention(
@@ -274,7 +343,7 @@ def sdpa_attention(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each sequence of a packed row by one SDPA call per sequence; see [`varlen_attention`]."""
+    """Attend within each sequence of a packed row by one SDPA call per sequence; see [`kernel_attention`]."""
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **_dense(kwargs))
     bounds = cu_seq_lens_q.tolist()
@@ -301,8 +370,3 @@ def _window(length: int, size: int, device: torch.device) -> torch.Tensor:
     """Causal mask of shape `(1, 1, length, length)` in which a token sees `size` tokens, itself included."""
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
     return ((distance >= 0) & (distance < size))[None, None]
-
-
-def varlen_available() -> bool:
-    """Whether this PyTorch has `torch.nn.attention.varlen`."""
-    return importlib.util.find_spec("torch.nn.attention.varlen") is not None

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 # Share of the limit that a packed training step reaches: 46 % at 0.5B, 55 % at 1.5B (H200, performance.md §2).
 TRAINING_SHARE = 0.5
-# What the engine takes for one decoding step beside the arithmetic: scheduling, sampling, Python. vLLM 0.26, 256 sequences,
-# with log-probs: 6.1 ms asynchronous less the floor of about 1 (performance.md §2); nano on a CPU: measured on two cores.
+# What the engine takes for one decoding step beside the arithmetic: scheduling, sampling, Python. On a GPU vLLM 0.26 with
+# 256 sequences and log-probs takes 6.1 ms asynchronously, about 1 ms of it arithmetic (performance.md §2). On a CPU it is a
+# guess that fits nano: a step planned at 5.9 s took 6.6 to 8.2 s on two cores.
 ENGINE_STEP_SECONDS = {"cuda": 5e-3, "cpu": 15e-3}
 _SIGMA = 0.9  # spread of the logarithm of the lengths of reasoning (performance.md §2)
 _PROBE_SECONDS = 0.25

@@ -211,7 +211,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         return passes
 
     def _score(self, model: nn.Module, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
-        mask = None if self.attention.is_flash else unused_mask(packed.input_ids.device)
+        mask = unused_mask(packed.input_ids.device)
         with self.accelerator.autocast():
             outputs = model(attention_mask=mask, fused_lm_head=True, **packed.model_inputs)
         return outputs.log_probs, outputs.entropy

@@ -77,7 +77,7 @@ class R1SFTTrainer(SFTTrainer):
             # The rows are packed already, so there is nothing to trim: one SDPA call per sequence.
             attention = choose_attention(base, device, dtype, "sdpa")
         enable_packing(base, attention)
-        if attention.packs and not attention.is_flash:
+        if attention.packs:
             base.base_model.register_forward_pre_hook(_without_dense_mask, with_kwargs=True)
         return attention
 

@@ -1,0 +1,28 @@
+"""Two real processes: rows are shared out anew, and the gradient stays stock TRL's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_two_ranks_give_the_stock_gradient(tiny_model):
+    script = Path(__file__).with_name("run_packed.py")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launcher, "--main_process_port", "29571", str(script), tiny_model, "grpo", "dapo", "bnpo"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    lines = [line.partition("RESULT ")[2] for line in done.stdout.splitlines() if "RESULT " in line]
+    results = [json.JSONDecoder().raw_decode(line)[0] for line in lines]  # the other rank may write to the same line
+    assert len(results) == 6, done.stderr[-3000:]
+    for result in results:
+        ours, stock = result["ours"], result["stock"]
+        assert ours["processes"] == stock["processes"] == 2
+        assert result["same_names"]
+        assert result["error"] < 1e-5, result
+        assert abs(ours["loss"][0] - stock["loss"][0]) < 1e-6
+        assert ours["bins"][0] > 4  # TRL's micro-batches per rank
+    for loss_type in ("grpo", "dapo", "bnpo"):
+        counts = {tuple(r["ours"]["bins"]) for r in results if r["loss_type"] == loss_type}
+        assert len(counts) == 1, counts
