@@ -5,7 +5,7 @@
 
 Each configuration runs in its own process: three large updates, each followed by a hand-over, a rollout, and a comparison
 of the engine's log-probabilities with the policy's own forward pass. Prints one JSON object; ends with 1 if a gap exceeds
-the limit (2e-2 in bfloat16, 2e-3 in float32), if the engine did not notice an update, or if a frozen base changed.
+the limit (2e-2 in bfloat16, 2e-3 in float32, 0.2 with an FP8 engine), if the engine did not notice an update, or if a frozen base changed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,24 @@ import torch
 
 UPDATES = 3
 MARKER = "CONFIGURATION "
-# name -> (adapter, 4-bit, sleep mode, how the trainer computes)
+# name -> adapter and what is handed over of it, 4-bit, sleep mode, how the trainer computes, engine options
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "full_sleep": {"sleep": True},
     "full_autocast": {"autocast": True},
-    "lora": {"lora": True},
-    "lora_sleep": {"lora": True, "sleep": True},
-    "qlora": {"lora": True, "four_bit": True},
-    "qlora_sleep": {"lora": True, "four_bit": True, "sleep": True},
+    "full_fp8": {"options": {"quantization": "fp8"}, "limit": 0.2},
+    "full_fp8_kv": {"options": {"kv_cache_dtype": "fp8"}, "limit": 0.2},
+    "lora_merged": {"lora": "merged"},
+    "lora_merged_sleep": {"lora": "merged", "sleep": True},
+    "lora_adapter": {"lora": "adapter"},
+    "lora_adapter_sleep": {"lora": "adapter", "sleep": True},
+    "qlora_merged": {"lora": "merged", "four_bit": True},
+    "qlora_adapter": {"lora": "adapter", "four_bit": True},
+    "qlora_adapter_sleep": {"lora": "adapter", "four_bit": True, "sleep": True},
+    "qlora_adapter_4bit_engine": {"lora": "adapter", "four_bit": True, "options": {"quantization": "bitsandbytes"}},
 }
+# Entries that need a GPU.
+GPU_ONLY = {"sleep", "four_bit", "autocast", "options"}
 PROMPTS = [
     "The capital of France is",
     "Natalia sold clips to 48 of her friends in April, and then half as many in May. Altogether she sold",
@@ -107,9 +115,7 @@ def check(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     autocast, sleep = choice.get("autocast", False), choice.get("sleep", False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    model = load_policy(
-        arguments.model, device, choice.get("lora", False), choice.get("four_bit", False), autocast
-    ).eval()
+    model = load_policy(arguments.model, device, "lora" in choice, choice.get("four_bit", False), autocast).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     prompts = tokenizer(PROMPTS)["input_ids"]
     start = time.perf_counter()
@@ -122,7 +128,8 @@ def check(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         max_model_length=arguments.tokens + 128,
         max_num_seqs=len(prompts) * arguments.n,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
-        engine_options=json.loads(arguments.options),
+        engine_options=choice.get("options", {}) | json.loads(arguments.options),
+        lora_hand_over=choice.get("lora", "auto"),
     )
     start_s = time.perf_counter() - start
     frozen = frozen_weights(model) if choice.get("lora") else {}
@@ -140,12 +147,13 @@ def check(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         gap, rate = rollout_gap(engine, model, prompts, arguments.n, autocast)
         gaps.append(gap)
         rates.append(rate)
-    limit = 2e-3 if engine.llm.llm_engine.model_config.dtype == torch.float32 else 2e-2
+    limit = 2e-3 if engine.llm.llm_engine.model_config.dtype == torch.float32 else choice.get("limit", 2e-2)
     after = frozen_weights(model) if frozen else {}
     unchanged = all(torch.equal(tensor, after[key]) for key, tensor in frozen.items())
     return {
         "configuration": name,
         "tied_head": bool(model.config.get_text_config().tie_word_embeddings),
+        "handed_over": engine.lora_hand_over if "lora" in choice else "all",
         "engine_dtype": str(engine.llm.llm_engine.model_config.dtype).removeprefix("torch."),
         "gaps": gaps,
         "stale_gap": stale,
@@ -185,9 +193,7 @@ def main() -> int:
         print(MARKER + json.dumps(check(arguments, arguments.here)), flush=True)
         return 0
     cuda = torch.cuda.is_available()
-    names = arguments.only or [
-        name for name, choice in CONFIGURATIONS.items() if cuda or not {"sleep", "four_bit", "autocast"} & set(choice)
-    ]
+    names = arguments.only or [name for name, choice in CONFIGURATIONS.items() if cuda or not GPU_ONLY & set(choice)]
     passed_on = [argument for argument in sys.argv[1:] if argument != "--only" and argument not in CONFIGURATIONS]
     results = [run_apart(passed_on, name) for name in names]
     import vllm

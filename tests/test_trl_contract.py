@@ -7,9 +7,11 @@ import inspect
 
 import pytest
 from transformers import Trainer
-from trl import GRPOTrainer
+from trl import GRPOTrainer, SFTTrainer
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
+from trl.trainer import utils as trl_utils
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 HOOKS = {
     GRPOTrainer: {
@@ -24,11 +26,15 @@ HOOKS = {
             "spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
         ],
         "_tokenize_prompts": ["self", "prompts"],
+        "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+        "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        "_prepare_inputs": ["self", "generation_batch"],
         "_generate_single_turn": [
             "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
         ],
     },
     Trainer: {
+        "training_step": ["self", "model", "inputs", "num_items_in_batch"],
         "_save": ["self", "output_dir", "state_dict"],
         "_save_optimizer_and_scheduler": ["self", "output_dir"],
         "_save_rng_state": ["self", "output_dir"],
@@ -61,6 +67,9 @@ def test_hook_signature(owner, hook, parameters):
         ("_generate_and_score_completions", {"_generate", "_calculate_rewards", "_get_per_token_logps_and_entropies"}),
         ("_generate_single_turn", {"_last_loaded_step", "sync_weights", "generate"}),
         ("_compute_loss", {"current_gradient_accumulation_steps", "_get_per_token_logps_and_entropies"}),
+        ("_compute_loss", {'inputs["importance_sampling_ratio"]', 'inputs.get("old_per_token_logps")'}),
+        ("training_step", {"super().training_step(model, inputs, num_items_in_batch)", "self._step += 1"}),
+        ("_prepare_inputs", {"self.model.training", "self._buffered_inputs"}),
     ],
 )
 def test_hooks_are_called_where_we_expect_them(method, names):
@@ -108,3 +117,15 @@ def test_reference_adapter_name():
 
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert f'adapter_name="{REFERENCE_ADAPTER}" if "{REFERENCE_ADAPTER}" in' in source
+
+
+def test_sft_collator_tells_where_sequences_begin():
+    batch = DataCollatorForLanguageModeling(0, padding_free=True)([{"input_ids": [1, 2]}, {"input_ids": [3]}])
+    assert batch["cu_seq_lens_q"].tolist() == [0, 2, 3]
+    assert type(batch["max_length_q"]) is int
+    assert "self.padding_free" in inspect.getsource(SFTTrainer.__init__)
+
+
+def test_the_fused_head_takes_labels_that_are_shifted_already():
+    """A packed row's labels do not follow from its tokens shifted by one: the next token may be another sequence's."""
+    assert "shift_labels is None" in inspect.getsource(trl_utils.add_fused_lm_head)

@@ -24,6 +24,7 @@ the most used options of the stage, each overriding the configuration:
   --use_vllm false               generate with transformers
   --resume_from_checkpoint auto  continue the run in output_dir
   --preview                      show three rendered rows with their gold completion scored; load no weights
+  --plan                         print memory, micro-batches and time to expect on this machine; load no weights
 """
 
 

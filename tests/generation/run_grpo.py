@@ -19,7 +19,8 @@ def distinct_words(completions: list[str], **kwargs: object) -> list[float]:
     return [float(len(set(text.split())) + len(text) % 5) for text in completions]
 
 
-def main(checkpoint: str, output_dir: str) -> None:
+def main(checkpoint: str, output_dir: str, correction: str = "correction") -> None:
+    corrects = correction == "correction"
     dataset = Dataset.from_dict({"prompt": [f"w{i} w6 w7" for i in range(5, 69)]})
     args = GRPOConfig(
         output_dir=output_dir,
@@ -27,7 +28,8 @@ def main(checkpoint: str, output_dir: str) -> None:
         vllm_max_model_length=64,
         use_cpu=True,
         bf16=False,
-        max_steps=5,
+        max_steps=5 if corrects else 2,
+        vllm_importance_sampling_correction=corrects,
         per_device_train_batch_size=8,
         num_generations=4,
         max_completion_length=12,
@@ -40,7 +42,7 @@ def main(checkpoint: str, output_dir: str) -> None:
         report_to="none",
         gradient_checkpointing=False,
     )
-    with colocated_engine({"max_num_seqs": 16}):
+    with colocated_engine({"max_num_seqs": 16}, need_logprobs=corrects):
         trainer = GRPOTrainer(checkpoint, reward_funcs=distinct_words, args=args, train_dataset=dataset)
     trainer.train()
     history = trainer.state.log_history
@@ -50,6 +52,8 @@ def main(checkpoint: str, output_dir: str) -> None:
         "engine": type(trainer.vllm_generation) is ColocatedEngine,
         "restored": grpo_trainer.VLLMGeneration is not ColocatedEngine,
         "gaps": [log[key] for log in history for key in log if key == "sampling/sampling_logp_difference/mean"],
+        "losses": [log["loss"] for log in history if "loss" in log],
+        "gradients": [log["grad_norm"] for log in history if "grad_norm" in log],
         "finish_reasons": len(trainer.vllm_generation.finish_reasons),
         "first": trainer.vllm_generation.sample([[5, 6, 7]], seed=1, max_tokens=4)[0][0].token_ids,
         "sampled": trainer.vllm_generation.sample([[5, 6, 7]], max_tokens=8)[0][0].token_ids,
@@ -58,4 +62,4 @@ def main(checkpoint: str, output_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

@@ -59,9 +59,13 @@ def test_a_cpu_says_what_it_cannot_do():
     check_options({}, config=tiny_config(head_dim=32))
 
 
-def test_bitsandbytes_engine_is_refused_for_a_4bit_policy():
-    with pytest.raises(ConfigurationError, match="dequantised"):
-        check_options({"quantization": "bitsandbytes"}, load_in_4bit=True)
+def test_bitsandbytes_engine_takes_an_adapter_and_nothing_else():
+    option = {"quantization": "bitsandbytes"}
+    for refused in ({"load_in_4bit": True, "lora_hand_over": "merged"}, {"load_in_4bit": False}):
+        with pytest.raises(ConfigurationError, match="lora_hand_over: adapter"):
+            check_options(option, **refused)
+    with pytest.raises(ConfigurationError, match="on a CPU"):  # the next check: this one let it pass
+        check_options(option, load_in_4bit=True)
 
 
 def test_missing_vllm_names_the_extra(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +31,14 @@ def test_training_with_large_steps_keeps_engine_and_policy_together(checkpoints,
     assert result["finish_reasons"] == 8
     assert len(result["gaps"]) == 5
     assert max(result["gaps"]) < 2e-3
+
+
+def test_training_without_correction_needs_no_log_probabilities(checkpoints, tmp_path):
+    (result,) = run([sys.executable], str(checkpoints["tied"]), str(tmp_path), "no_correction")
+    assert result["gaps"] == []
+    assert len(result["losses"]) == 2
+    assert all(math.isfinite(value) for value in result["losses"] + result["gradients"])
+    assert min(result["gradients"]) > 0
 
 
 def test_two_processes_have_an_engine_each_with_the_same_weights(checkpoints, tmp_path):

@@ -76,7 +76,10 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    settings: dict[str, object] = {"use_cpu": not arguments.cuda, "bf16": arguments.cuda}
+    settings: dict[str, object] = {
+        "use_cpu": not arguments.cuda,
+        "bf16": arguments.cuda and arguments.packing != "sdpa",
+    }
     for loss_type in arguments.losses:
         stock = take_steps(GRPOTrainer, arguments.folder, loss_type, 32, **settings)
         ours = take_steps(

@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,8 +27,9 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from trl_r1.exceptions import EngineError
-from trl_r1.generation import weights
+from trl_r1.generation import adapter, weights
 from trl_r1.generation.base import SampledIds
+from trl_r1.generation.copies import CopyPlan
 from trl_r1.generation.logprobs import extract_logprobs, finish_reason, sampled_logprobs
 from trl_r1.generation.options import (
     check_options,
@@ -41,6 +40,9 @@ from trl_r1.generation.options import (
     require_vllm,
     write_own_folder,
 )
+from trl_r1.generation.sampled import LoopLimit
+from trl_r1.generation.scopes import environment_restored, replaced, seeded, stdout_with_descriptor, unwarned
+from trl_r1.generation.tuning import merged_options
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,9 @@ _TEXT_PARAMETERS = ("stop", "bad_words", "structured_outputs")
 
 
 @contextmanager
-def colocated_engine(options: Mapping[str, Any] | None = None, *, hand_over: bool = True) -> Iterator[None]:
+def colocated_engine(
+    options: Mapping[str, Any] | None = None, *, hand_over: bool = True, **choices: Any
+) -> Iterator[None]:
     """Let TRL's trainers build a [`ColocatedEngine`] where they would build their own.
 
     Args:
@@ -57,6 +61,7 @@ def colocated_engine(options: Mapping[str, Any] | None = None, *, hand_over: boo
             Arguments of `vllm.LLM`, which override TRL's. See [`trl_r1.generation.options.allowed_options`].
         hand_over (`bool`, defaults to `True`):
             `False` leaves the engine with the weights it loaded: for tests that must see the difference.
+        choices: `need_logprobs`, `lora_hand_over`, `stop_loops` of [`ColocatedEngine`].
 
     Raises:
         [`ConfigurationError`]: An option is unknown. Nothing has been loaded then.
@@ -64,35 +69,9 @@ def colocated_engine(options: Mapping[str, Any] | None = None, *, hand_over: boo
     options = dict(options or {})
     if options:
         check_options(options)
-    engine = functools.partial(ColocatedEngine, engine_options=options, hand_over=hand_over)
-    with _replaced(grpo_trainer, VLLMGeneration=engine):
+    engine = functools.partial(ColocatedEngine, engine_options=options, hand_over=hand_over, **choices)
+    with replaced(grpo_trainer, VLLMGeneration=engine):
         yield
-
-
-@contextmanager
-def _replaced(module: Any, **values: Any) -> Iterator[None]:
-    """Replace globals of a module, and put them back whatever happens."""
-    absent = object()
-    before = {name: getattr(module, name, absent) for name in values}
-    for name, value in values.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            delattr(module, name) if value is absent else setattr(module, name, value)
-
-
-@contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Take back what TRL sets for vLLM's start: programs started later must not believe they were launched as ranks."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -113,6 +92,15 @@ class ColocatedEngine(VLLMGeneration):
         args, kwargs: Those of `VLLMGeneration`.
         engine_options (`Mapping[str, Any]`, *optional*): See [`colocated_engine`].
         hand_over (`bool`, defaults to `True`): See [`colocated_engine`].
+        need_logprobs (`bool`, defaults to `True`):
+            Whether the rollout brings the sampled tokens' log-probabilities, for importance correction. Without, it is
+            faster and every log-probability reads NaN, TRL's "not known".
+        lora_hand_over (`str`, defaults to `"auto"`):
+            What goes over when an adapter is trained: `"adapter"` its factors alone, into vLLM's LoRA; `"merged"` all
+            weights with the adapter folded in; `"auto"` the former on a GPU, wherever vLLM can compute the adapter.
+        stop_loops (`Mapping`, `bool` or `LoopLimit`, *optional*):
+            End completions that run in circles, as `"length"`. `True`, or entries of
+            [`~trl_r1.generation.sampled.LoopLimit`].
 
     Attributes:
         finish_reasons (`list[str]`):
@@ -122,17 +110,30 @@ class ColocatedEngine(VLLMGeneration):
     """
 
     def __init__(
-        self, *args: Any, engine_options: Mapping[str, Any] | None = None, hand_over: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        engine_options: Mapping[str, Any] | None = None,
+        hand_over: bool = True,
+        need_logprobs: bool = True,
+        lora_hand_over: str = "auto",
+        stop_loops: Any = None,
+        **kwargs: Any,
     ) -> None:
         require_vllm()
         self.engine_options = dict(engine_options or {})
         self.hand_over = hand_over
+        self.need_logprobs = need_logprobs
+        self.lora_hand_over = lora_hand_over
+        self.stop_loops = LoopLimit.parse(stop_loops)
         self.finish_reasons: list[str] = []
         self.stop_token_ids: list[int] = []
-        self._handed_over = False
+        self._handed_over = self._base_handed_over = False
+        self._adapter: adapter.AdapterHandOver | None = None
+        self._copies: CopyPlan | None = None
+        self._copies_differ = False
         super().__init__(*args, **kwargs)
 
-    # Loading ----------------------------------------------------------------------------------------------------------
+    # Loading
 
     def _init_vllm(self) -> None:
         if self.mode != "colocate":
@@ -147,7 +148,12 @@ class ColocatedEngine(VLLMGeneration):
             sleep_mode=self.enable_sleep_mode,
             tensor_parallel_size=self.tensor_parallel_size,
             world_size=self.accelerator.num_processes,
+            lora_hand_over=self.lora_hand_over,
+            correction=self.need_logprobs,
         )
+        self.lora_hand_over = adapter.choose_hand_over(self.model, self.lora_hand_over)
+        if self._holds_4bit:
+            adapter.check_engine_4bit(self.model)
         if self._streams_effective_weights:
             weights.check_tied(self.model)
             if self._dist.fsdp_version == 1:
@@ -156,8 +162,13 @@ class ColocatedEngine(VLLMGeneration):
                 )
         self.stop_token_ids = eos_token_ids(self.model, self.processing_class)
         self.generation_kwargs = self._sampling_defaults() | self.generation_kwargs
-        with _replaced(vllm_generation, LLM=self._build_llm), _environment_restored():
+        with replaced(vllm_generation, LLM=self._build_llm), environment_restored():
             super()._init_vllm()
+
+    @property
+    def _holds_4bit(self) -> bool:
+        """Whether the engine itself holds the base in 4 bits, as it loaded it."""
+        return self.engine_options.get("quantization") == "bitsandbytes"
 
     def _sampling_defaults(self) -> dict[str, Any]:
         """Ask for ids and flat log-probabilities only: TRL decodes the ids itself."""
@@ -176,20 +187,31 @@ class ColocatedEngine(VLLMGeneration):
         from trl_r1.generation.rollout import RolloutLLM
 
         rank, group = self.accelerator.process_index, self.accelerator.process_index // self.tensor_parallel_size
-        merged = kwargs | platform_options(self.model, self.accelerator.mixed_precision)
+        chosen = platform_options(
+            self.model,
+            self.accelerator.mixed_precision,
+            max_num_seqs=kwargs["max_num_seqs"],
+            options=self.engine_options,
+        )
         # vLLM seeds the process' generators, which it then samples from. TRL's value, the rank, would give every run the
         # same samples whatever its seed; this is the run's seed, equal within a tensor-parallel group.
-        merged["seed"] = (torch.initial_seed() - rank + group) % 2**31
-        if reason := needs_own_folder(self.model):
+        chosen["seed"] = (torch.initial_seed() - rank + group) % 2**31
+        if self._holds_4bit:
+            pass  # vLLM reads the checkpoint and quantises it as the trainer did
+        elif reason := needs_own_folder(self.model):
             logger.info("vLLM starts from the policy's configuration, without weights: %s.", reason)
-            merged |= {"model": write_own_folder(self.model, self.processing_class), "load_format": "dummy"}
+            chosen |= {"model": write_own_folder(self.model, self.processing_class), "load_format": "dummy"}
         elif not has_tokenizer(self.model.name_or_path):
-            merged["tokenizer"] = write_own_folder(self.model, self.processing_class)
-        overrides = merged.get("hf_overrides", {}) | self.engine_options.get("hf_overrides", {})
-        with _stdout_with_descriptor():
-            return RolloutLLM(**(merged | self.engine_options | ({"hf_overrides": overrides} if overrides else {})))
+            chosen["tokenizer"] = write_own_folder(self.model, self.processing_class)
+        hands_adapter = self.lora_hand_over == "adapter"
+        lora = adapter.engine_options(self.model) if hands_adapter else {}
+        with stdout_with_descriptor():
+            llm = RolloutLLM(self.stop_loops, **merged_options(kwargs, chosen, lora, self.engine_options))
+        llm.keeps_weights = hands_adapter
+        self._adapter = adapter.AdapterHandOver(llm) if hands_adapter else None
+        return llm
 
-    # Weights ----------------------------------------------------------------------------------------------------------
+    # Weights
 
     @property
     def _streams_effective_weights(self) -> bool:
@@ -216,7 +238,18 @@ class ColocatedEngine(VLLMGeneration):
             yield from super()._iter_named_params()
         elif self.hand_over:
             with torch.no_grad():
-                self._load(self._stream())
+                if self._adapter is None:
+                    self._load(self._stream())
+                else:
+                    self._hand_over_adapter(self._adapter)
+
+    def _hand_over_adapter(self, put: adapter.AdapterHandOver) -> None:
+        """Hand over the adapter, and before the first one the base it stands on."""
+        if not self._base_handed_over and not self._holds_4bit:
+            with adapter.base_layers_only(self._engine_model):
+                self._load(weights.effective_weights(self.model, self._dist.gather_params, adapters=False))
+        self._base_handed_over = True
+        put(adapter.adapter_tensors(self.model, self._dist.gather_params))
 
     def _stream(self) -> Iterator[weights.Weight]:
         """Yield every weight once, full, under the checkpoint's names."""
@@ -230,29 +263,44 @@ class ColocatedEngine(VLLMGeneration):
         cpu = on_cpu()
         quantised = self.llm.llm_engine.model_config.quantization is not None
         if not (cpu or quantised or weights.has_experts(model)):
-            model.load_weights(stream)  # copies each tensor in place, as it comes
+            self._copy(model, stream)
             return
         # The loaded weights have been packed into another layout. A reload keeps what it is given until a layer is
         # complete, so tensors that FSDP frees on the way are copied.
         if self._dist.is_fsdp or self._dist.is_zero3:
             stream = ((name, tensor.clone()) for name, tensor in stream)
-        with _unwarned():
+        with unwarned():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
         if cpu:
             weights.refresh_tied_heads(model)
+
+    def _copy(self, model: Any, stream: Iterator[weights.Weight]) -> None:
+        """Copy each tensor in place: as it comes, or, where the policy's own tensors are copied as they are, at once."""
+        sharded = self._dist.is_fsdp or self._dist.is_zero3 or self.tensor_parallel_size > 1
+        if sharded or self._streams_effective_weights or self._copies_differ:
+            model.load_weights(stream)
+        elif self._copies is None:
+            self._copies = CopyPlan.record(model, stream)
+            self._copies_differ = self._copies is None
+        else:
+            self._copies(stream)
 
     @property
     def _engine_model(self) -> Any:
         return self.llm.llm_engine.model_executor.driver_worker.model_runner.get_model()
 
-    # Sampling ---------------------------------------------------------------------------------------------------------
+    # Sampling
 
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Generate as TRL's does, and keep [`finish_reasons`]."""
         if self.mode != "colocate":
             return super().generate(*args, **kwargs)
-        with _replaced(vllm_generation, extract_logprobs=extract_logprobs):
-            result = super().generate(*args, **kwargs)
+        asked, self.logprobs = self.logprobs, self.logprobs if self.need_logprobs else None
+        try:
+            with replaced(vllm_generation, extract_logprobs=extract_logprobs):
+                result = super().generate(*args, **kwargs)
+        finally:
+            self.logprobs = asked
         reasons, count = self.llm.finish_reasons, len(result[1])
         start = 0
         if self.tensor_parallel_size > 1:  # the group generated for all its ranks; this rank's share is kept
@@ -290,6 +338,7 @@ class ColocatedEngine(VLLMGeneration):
         """
         from vllm import SamplingParams
 
+        stop = self.generation_kwargs.get("stop")  # what ends a completion in training ends it here
         parameters = [
             SamplingParams(
                 n=n,
@@ -299,12 +348,13 @@ class ColocatedEngine(VLLMGeneration):
                 max_tokens=max_tokens or self.max_completion_length,
                 logprobs=0 if logprobs else None,
                 flat_logprobs=True,
-                detokenize=False,
+                detokenize=bool(stop),
+                stop=stop,
                 stop_token_ids=self.stop_token_ids,
             )
             for _ in prompt_token_ids
         ]
-        with _seeded(seed):
+        with seeded(seed):
             outputs = self._run(prompt_token_ids, parameters)
         return [
             [
@@ -355,42 +405,3 @@ class ColocatedEngine(VLLMGeneration):
             )
         self._llm_weights_sleeping = self.enable_sleep_mode
         return outputs
-
-
-@contextmanager
-def _stdout_with_descriptor() -> Iterator[None]:
-    """In a notebook, lend vLLM the process's own stdout: it asks for a file descriptor, which a cell's output has not."""
-    try:
-        sys.stdout.fileno()
-    except (OSError, ValueError):  # io.UnsupportedOperation is both
-        with redirect_stdout(sys.__stdout__):
-            yield
-    else:
-        yield
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Sample from generators of their own. A seed per request would fail on a CPU, where they cannot be wound back."""
-    if seed is None:
-        yield
-        return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Silence vLLM's warning that a tied LM head was not given a weight of its own."""
-
-    def given_later(record: logging.LogRecord) -> bool:
-        return "Failed to load weights" not in record.msg
-
-    layerwise = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
-    layerwise.addFilter(given_later)
-    try:
-        yield
-    finally:
-        layerwise.removeFilter(given_later)

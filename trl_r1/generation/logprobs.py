@@ -1,13 +1,18 @@
 """What is read back from vLLM: the sampled tokens' log-probabilities and why each completion ended.
 
-vLLM can keep the log-probabilities of a sequence as flat lists (`SamplingParams(flat_logprobs=True)`). They are then
-used as they are: no dictionary, no sort and no `Logprob` object per token.
+They come as one array per completion from `trl_r1.generation.sampled`, or as vLLM's flat or nested lists where the caller
+asked vLLM for more than the sampled token.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from trl_r1.exceptions import EngineError
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -47,13 +52,15 @@ def sampled_logprobs(logprobs: Any) -> list[float]:
     """Return the log-probability of each sampled token of one sequence.
 
     Args:
-        logprobs (`vllm.logprobs.FlatLogprobs` or `list[dict]`):
-            What vLLM attached to a completion, or to a prompt without its first token. At each position the sampled
+        logprobs (`np.ndarray`, `vllm.logprobs.FlatLogprobs` or `list[dict]`):
+            What is attached to a completion, or to a prompt without its first token. At each position the sampled
             token comes first, whatever its rank.
 
     Returns:
         `list[float]`: Natural logarithms, one per token. NaN where vLLM had none (TRL masks those).
     """
+    if isinstance(logprobs, np.ndarray):
+        return logprobs.tolist()
     starts = getattr(logprobs, "start_indices", None)
     if starts is None:  # flat log-probabilities were turned off in `generation_kwargs`
         return [next(iter(position.values())).logprob for position in logprobs]
@@ -64,20 +71,30 @@ def sampled_logprobs(logprobs: Any) -> list[float]:
 
 def extract_logprobs(
     outputs: Sequence[RequestOutput],
-) -> tuple[list[OnePerToken] | None, list[OnePerToken] | None]:
+) -> tuple[list[OnePerToken], list[OnePerToken]]:
     """Stand in for `trl.generation.vllm_generation.extract_logprobs`, for the sampled token only.
 
     Args:
         outputs (`list[RequestOutput]`): What `LLM.generate` returned.
 
     Returns:
-        Log-probabilities and token ids, each indexed `[sequence][token][0]`; a pair of `None` without log-probabilities.
+        Log-probabilities and token ids, each indexed `[sequence][token][0]`. NaN for completions that were sampled
+        without log-probabilities: TRL reads them in any case, takes NaN for "not known", and leaves such tokens alone.
     """
     completions = [completion for output in outputs for completion in output.outputs]
-    if any(completion.logprobs is None for completion in completions):
-        return None, None
-    logprobs = [OnePerToken(sampled_logprobs(completion.logprobs)) for completion in completions]
-    return logprobs, [OnePerToken(list(completion.token_ids)) for completion in completions]
+    return [_row(completion) for completion in completions], [
+        OnePerToken(list(completion.token_ids)) for completion in completions
+    ]
+
+
+def _row(completion: Any) -> OnePerToken:
+    tokens = len(completion.token_ids)
+    if completion.logprobs is None:
+        return OnePerToken([math.nan] * tokens)
+    values = sampled_logprobs(completion.logprobs)
+    if len(values) != tokens:  # TRL would fill up with zeros and take them for certainty
+        raise EngineError(f"The engine gave {len(values)} log-probabilities for a completion of {tokens} tokens.")
+    return OnePerToken(values)
 
 
 def finish_reason(reason: str | None) -> str:

@@ -15,6 +15,7 @@ import torch
 from transformers import PretrainedConfig
 
 from trl_r1.exceptions import ConfigurationError, EngineError, MissingExtraError, unknown
+from trl_r1.generation.tuning import gpu_options
 from trl_r1.generation.weights import is_4bit, without_adapters
 
 # Options that TRL's own configuration must know of, because its code depends on them.
@@ -61,6 +62,8 @@ def check_options(
     sleep_mode: bool = False,
     tensor_parallel_size: int = 1,
     world_size: int = 1,
+    lora_hand_over: str = "auto",
+    correction: bool = True,
 ) -> None:
     """Refuse what the engine cannot do. Loads vLLM, but no weight: call it before loading the policy.
 
@@ -71,6 +74,8 @@ def check_options(
         sleep_mode (`bool`, defaults to `False`): TRL's `vllm_enable_sleep_mode`.
         tensor_parallel_size (`int`, defaults to 1): TRL's `vllm_tensor_parallel_size`.
         world_size (`int`, defaults to 1): Number of processes.
+        lora_hand_over (`str`, defaults to `"auto"`): See [`~trl_r1.generation.engine.ColocatedEngine`].
+        correction (`bool`, defaults to `True`): TRL's `vllm_importance_sampling_correction`.
 
     Raises:
         [`MissingExtraError`]: vLLM is not installed.
@@ -89,13 +94,26 @@ def check_options(
             f"vllm_tensor_parallel_size={tensor_parallel_size} does not divide the number of processes ({world_size}). "
             f"Allowed: {[size for size in range(1, world_size + 1) if world_size % size == 0]}."
         )
-    if load_in_4bit and options.get("quantization") == "bitsandbytes":
+    if options.get("quantization") == "bitsandbytes" and (not load_in_4bit or lora_hand_over == "merged"):
         raise ConfigurationError(
-            "Engine option quantization='bitsandbytes' cannot take new weights after each step. Leave it out: a 4-bit "
-            "policy is handed over dequantised and merged, to an engine in bfloat16."
+            "Engine option quantization='bitsandbytes' cannot take new weights, only a LoRA adapter beside them: it needs "
+            "`load_in_4bit`, LoRA, and `lora_hand_over: adapter`. Leave it out and the engine holds the base dequantised."
         )
+    if not correction:
+        _check_exact(options)
     if on_cpu():
         _check_cpu(options, config, load_in_4bit=load_in_4bit, sleep_mode=sleep_mode)
+
+
+def _check_exact(options: Mapping[str, Any]) -> None:
+    """Refuse an engine that samples from a coarser model while nothing corrects for it."""
+    for name, exact in (("quantization", ("bitsandbytes",)), ("kv_cache_dtype", ("auto", "bfloat16", "float16"))):
+        value = options.get(name)
+        if value is not None and value not in exact:
+            raise ConfigurationError(
+                f"Engine option {name}={value!r} samples from a coarser model than the one that is trained. Set "
+                "`vllm_importance_sampling_correction: true`, or drop the option."
+            )
 
 
 def _check_cpu(
@@ -142,8 +160,24 @@ def engine_dtype(model: Any, mixed_precision: str | None) -> str:
     return str(compute or model.dtype).removeprefix("torch.")
 
 
-def platform_options(model: Any, mixed_precision: str | None) -> dict[str, Any]:
-    """Return the engine options that follow from the policy and the machine; the user's own options override them."""
+def platform_options(
+    model: Any,
+    mixed_precision: str | None,
+    *,
+    max_num_seqs: int = 256,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the engine options that follow from the policy and the machine; the user's own options override them.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The policy.
+        mixed_precision (`str`, *optional*): accelerate's.
+        max_num_seqs (`int`, defaults to 256): Sequences that decode at once, as TRL sets it.
+        options (`Mapping[str, Any]`, *optional*): The user's engine options, where a choice depends on them.
+
+    Returns:
+        `dict[str, Any]`: Arguments of `vllm.LLM`.
+    """
     chosen: dict[str, Any] = {"dtype": engine_dtype(model, mixed_precision), "quantization": None, "runner": "generate"}
     if chosen["dtype"] != "float32" and not on_cpu():
         # A half-precision head rounds logits of 16 to 32 to steps of 0.125 and the log-probabilities with them; vLLM can
@@ -154,6 +188,8 @@ def platform_options(model: Any, mixed_precision: str | None) -> dict[str, Any]:
         chosen["enforce_eager"] = True
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             chosen["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+    else:
+        chosen |= gpu_options(model.config, max_num_seqs, options or {})
     return chosen
 
 

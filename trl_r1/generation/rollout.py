@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,11 @@ import torch
 from vllm import LLM
 from vllm.platforms import current_platform
 from vllm.v1.engine import core as engine_core_module
+from vllm.v1.engine.core_client import InprocClient
 
+from trl_r1.exceptions import ConfigurationError, EngineError
 from trl_r1.generation.logprobs import finish_reason
+from trl_r1.generation.sampled import LoopLimit, StepRecorder
 
 # Below this many parameters a decoding step on a CPU gains nothing from a second thread (measured: 8.2k tokens/s with one
 # or two), but each of its small operations waits for the slowest thread: on a busy machine two threads are 3 to 7 times
@@ -73,15 +76,24 @@ class RolloutLLM(LLM):
     requests would not.
 
     Args:
+        stop_loops (`LoopLimit`, *optional*): When to end a completion that runs in circles; never by default.
         kwargs: vLLM's own arguments.
 
     Attributes:
         finish_reasons (`list[str]`):
             `"stop"` or `"length"` for each completion of the last `generate`, in order.
+        lora_request (`LoRARequest`, *optional*): The adapter that requests are answered with.
+        keeps_weights (`bool`):
+            Whether sleeping keeps the weights (in host memory), because the base model is handed over once only.
+        recorder (`StepRecorder`, *optional*): Missing where the engine runs elsewhere or decodes speculatively.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, stop_loops: LoopLimit | None = None, **kwargs: Any) -> None:
         self.finish_reasons: list[str] = []
+        self.lora_request: Any = None
+        self.keeps_weights = False
+        self.recorder: StepRecorder | None = None
+        self._limit = stop_loops
         self._eager_cpu = bool(kwargs.get("enforce_eager")) and current_platform.is_cpu()
         set_num_threads = torch.set_num_threads
         if not _alive["engines"]:
@@ -97,6 +109,10 @@ class RolloutLLM(LLM):
             _alive["engines"] += 1
             weakref.finalize(client, _release, client.engine_core)
         self._one_thread = current_platform.is_cpu() and self._is_small()
+        if isinstance(client, InprocClient) and self.llm_engine.vllm_config.speculative_config is None:
+            self.recorder = StepRecorder(self)
+        elif stop_loops is not None:
+            raise ConfigurationError("stop_loops needs an engine in this process and no speculative decoding.")
 
     def _is_small(self) -> bool:
         config = self.llm_engine.model_config.hf_text_config
@@ -125,8 +141,14 @@ class RolloutLLM(LLM):
         return torch.compiler.set_stance("force_eager") if self._eager_cpu else nullcontext()
 
     def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:
-        """Generate as `LLM.generate`, grouping equal neighbours when one set of parameters with `n = 1` is given."""
-        with self._stance(), self._threads():
+        """Generate as `LLM.generate`, grouping equal neighbours when one set of parameters with `n = 1` is given.
+
+        Where only the sampled tokens' log-probabilities are asked for, and flat, a completion's `logprobs` is one
+        `np.ndarray` of shape `(tokens,)`, in float32.
+        """
+        if self.lora_request is not None:
+            kwargs.setdefault("lora_request", self.lora_request)
+        with self._stance(), self._threads(), self._recorded(sampling_params), _collector_looks_at_new_objects_only():
             if getattr(sampling_params, "n", None) != 1 or not isinstance(prompts, list):
                 return self._remember(super().generate(prompts, sampling_params, **kwargs))
             groups = list(runs(prompts))
@@ -140,9 +162,61 @@ class RolloutLLM(LLM):
             [OneCompletion(output.prompt_token_ids, [one]) for output in outputs for one in output.outputs]
         )
 
+    @contextmanager
+    def _recorded(self, sampling_params: Any) -> Iterator[None]:
+        """Record the steps of one `generate`, and let none of them be in flight when it is over."""
+        if self.recorder is None:
+            yield
+            return
+        given = sampling_params if isinstance(sampling_params, list | tuple) else [sampling_params]
+        flat = all(_is_recorded(one) for one in given)
+        self.recorder.start(logprobs=flat, limit=self._limit)
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the engine may be what failed
+                self.llm_engine.abort_request(list(self.llm_engine.output_processor.request_states), internal=True)
+                self._drain()
+            raise
+        finally:
+            self.recorder.stop()
+        self._drain()
+
+    def _drain(self) -> None:
+        """Wait for the step that asynchronous scheduling has begun ahead of the last completion's end.
+
+        It would hold blocks of the KV cache, which then could not be reset after the next hand-over of weights.
+        """
+        client: Any = self.llm_engine.engine_core
+        while getattr(client.engine_core, "batch_queue", None):
+            client.get_output()
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Forget what was computed with earlier weights.
+
+        Raises:
+            [`EngineError`]: If vLLM could not: it would go on answering with them.
+        """
+        if not super().reset_prefix_cache(*args, **kwargs):
+            raise EngineError("vLLM could not reset its prefix cache: requests of another caller are still running.")
+        return True
+
+    def sleep(self, level: int = 1, mode: Any = "abort") -> Any:
+        """Sleep as `LLM.sleep`, but keep weights that will not be handed over again."""
+        return super().sleep(level=1 if self.keeps_weights else level, mode=mode)
+
     def _remember(self, outputs: list[Any]) -> list[Any]:
         self.finish_reasons = [finish_reason(one.finish_reason) for output in outputs for one in output.outputs]
         return outputs
+
+
+def _is_recorded(parameters: Any) -> bool:
+    """Whether a request's log-probabilities are the recorder's: the sampled tokens' own, of requests that the scheduler ends.
+
+    A stop string is found in the text, behind the scheduler, which goes on with a request that has ended.
+    """
+    own = getattr(parameters, "logprobs", None) == 0 and getattr(parameters, "flat_logprobs", False)
+    return own and not getattr(parameters, "stop", None)
 
 
 @contextmanager
@@ -155,3 +229,13 @@ def awake(llm: LLM, *, sleeping: bool) -> Iterator[None]:
     finally:
         if sleeping:
             llm.sleep(level=2)
+
+
+@contextmanager
+def _collector_looks_at_new_objects_only() -> Iterator[None]:
+    """Keep Python's garbage collector from walking the trainer's objects during every few hundred decoding steps."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -34,7 +34,7 @@ def without_adapters(model: Any) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def effective_weights(model: nn.Module, gather: Any) -> Iterator[Weight]:
+def effective_weights(model: nn.Module, gather: Any, *, adapters: bool = True) -> Iterator[Weight]:
     """Stream the weights a PEFT or 4-bit model computes with, named as in its checkpoint.
 
     Args:
@@ -42,30 +42,31 @@ def effective_weights(model: nn.Module, gather: Any) -> Iterator[Weight]:
             The policy. Only its *active* adapters count, so a frozen reference adapter beside them changes nothing.
         gather (`Callable[[list[Parameter]], ContextManager]`):
             Gathers sharded parameters (DeepSpeed ZeRO-3) while one module is read.
+        adapters (`bool`, defaults to `True`): `False` streams the base alone.
 
     Yields:
         `tuple[str, torch.Tensor]`: Name and weight. A tensor that was computed belongs to the receiver; others are the
         policy's own and valid until the next one is asked for.
     """
     seen: set[int] = set()
-    for name, tensor, source in _walk(without_adapters(model), "", gather):
+    for name, tensor, source in _walk(without_adapters(model), "", gather, adapters):
         if id(source) not in seen:  # tied weights are named once, as in a checkpoint
             seen.add(id(source))
             yield name.replace("_checkpoint_wrapped_module.", ""), tensor
 
 
-def _walk(module: nn.Module, prefix: str, gather: Any) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    """Yield `(name, weight, what it came from)` of a module and all below it, adapters folded in."""
+def _walk(module: nn.Module, prefix: str, gather: Any, adapters: bool) -> Iterator[tuple[str, torch.Tensor, Any]]:
+    """Yield `(name, weight, what it came from)` of a module and all below it, adapters folded in or left out."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(module, ModulesToSaveWrapper):
-        yield from _walk(_saved(module), prefix, gather)
+        yield from _walk(_saved(module), prefix, gather, adapters)
     elif isinstance(module, TrainableTokensWrapper):
-        yield from _walk(module.token_adapter, prefix, gather)
+        yield from _walk(module.token_adapter, prefix, gather, adapters)
     elif isinstance(module, BaseTunerLayer):
         with gather(list(module.parameters())), torch.no_grad():
-            merged = _merged(module)
+            merged = _merged(module, adapters)
             kept = _originals(module)
             for name, tensor in merged.items():
                 yield f"{prefix}{name}", tensor, kept.get(name, tensor)
@@ -74,7 +75,7 @@ def _walk(module: nn.Module, prefix: str, gather: Any) -> Iterator[tuple[str, to
             with gather([parameter]), torch.no_grad():
                 yield f"{prefix}{name}", plain(parameter), parameter
         for name, child in module.named_children():
-            yield from _walk(child, f"{prefix}{name}.", gather)
+            yield from _walk(child, f"{prefix}{name}.", gather, adapters)
 
 
 def _saved(wrapper: Any) -> nn.Module:
@@ -103,13 +104,14 @@ def _originals(layer: Any) -> dict[str, nn.Parameter]:
     return dict(layer.get_base_layer().named_parameters())
 
 
-def _merged(layer: Any) -> dict[str, torch.Tensor]:
+def _merged(layer: Any, adapters: bool) -> dict[str, torch.Tensor]:
     """Compute the weights of one adapted layer, leaving the layer as it is."""
     from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 
     originals = _originals(layer)
     tensors = {name: plain(parameter) for name, parameter in originals.items()}
-    active = [] if getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False) else _active(layer)
+    off = not adapters or getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False)
+    active = [] if off else _active(layer)
     if not active:
         return tensors
     quantised = any(_quant_state(parameter) is not None for parameter in originals.values())

@@ -32,7 +32,8 @@ from trl_r1.exceptions import ConfigurationError, unknown
 
 FLASH = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
 KINDS = (*FLASH, "varlen", "sdpa", "padded")
-_NAMES = {kind: f"trl_r1_{kind}" for kind in (*FLASH, "varlen", "sdpa")}
+# Not "flash…": transformers takes any such name for a package of its own to load.
+_NAMES = {kind: "trl_r1_" + kind.replace("flash_attention_", "fa") for kind in (*FLASH, "varlen", "sdpa")}
 # The module of each flash-attn, and the compute capabilities (major) its kernels are for.
 _FLASH_MODULES = {
     "flash_attention_4": ("flash_attn.cute", {9, 10, 11}),
@@ -249,7 +250,7 @@ def kernel_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **_dense(kwargs))
     assert max_length_q is not None
     if query.dtype == torch.float32:  # PEFT keeps some norms in float32; the kernels take half precision only
-        half: Any = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else module.config.dtype  # type: ignore[union-attr]
+        half: Any = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else module.config.dtype
         query, key, value = query.to(half), key.to(half), value.to(half)
     kernel = _varlen if kind == "varlen" else _flash
     window = sliding_window - 1 if sliding_window else None
@@ -318,7 +319,7 @@ def _flash_function(kind: str) -> Any:
     return importlib.import_module(_FLASH_MODULES[kind][0]).flash_attn_varlen_func
 
 
-def _grouped() -> dict[str, bool]:
+def _grouped() -> dict[str, Any]:
     """Newer versions of PyTorch want to be told that there are fewer heads of keys than of queries."""
     try:
         from torch.nn.attention.varlen import varlen_attn

@@ -41,6 +41,8 @@ class R1ZeroArguments(SourceConfig):
         heldout_curve_samples (`int`, defaults to 8): Samples per question of a point of the curve.
         heldout_show (`int`, defaults to 2): Completions to print in a table at each point of the curve.
         preview (`bool`, defaults to `False`): Show three rendered rows with their gold scored; load no weights.
+        plan (`bool`, defaults to `False`): Print the memory, micro-batches and time to expect; load no weights.
+        plan_mean_tokens (`float`, *optional*): Mean completion that the plan expects; a quarter of the cap by default.
         overwrite (`bool`, defaults to `False`): Start anew in an `output_dir` that holds checkpoints of another run.
         stage_name (`str`, defaults to `"R1-Zero"`): What the model card calls the stage.
     """
@@ -69,6 +71,10 @@ class R1ZeroArguments(SourceConfig):
     heldout_curve_samples: int = field(default=8, metadata={"help": "Samples per question of a point of the curve."})
     heldout_show: int = field(default=2, metadata={"help": "Completions to print at each point of the curve."})
     preview: bool = field(default=False, metadata={"help": "Show three rows, scored; load no weights."})
+    plan: bool = field(
+        default=False, metadata={"help": "Print memory, micro-batches and time to expect; load no weights."}
+    )
+    plan_mean_tokens: float | None = field(default=None, metadata={"help": "Mean completion that the plan expects."})
     overwrite: bool = field(default=False, metadata={"help": "Start anew over another run's checkpoints."})
     stage_name: str = field(default="R1-Zero", metadata={"help": "What the model card calls the stage."})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ from trl_r1.pipeline import artifacts
 from trl_r1.pipeline.arguments import R1ZeroArguments
 from trl_r1.pipeline.files import read_json, write_json
 from trl_r1.pipeline.heldout import HeldOutCallback, log_evaluation
+from trl_r1.pipeline.plan import plan_r1_zero, render_plan
 from trl_r1.pipeline.preflight import Prepared, load_settings, prepare, render_preview
 from trl_r1.trainers import R1GRPOTrainer, last_complete_checkpoint
 
@@ -43,7 +45,7 @@ def r1_zero(
         model_args ([`~trl.ModelConfig`]): Starting checkpoint, LoRA, quantisation.
 
     Returns:
-        `dict` or `None`: The content of `report.json`; `None` for a preview.
+        `dict` or `None`: The content of `report.json`; `None` for a preview or a plan.
 
     Raises:
         [`ConfigurationError`], [`DataError`], [`MissingExtraError`] or [`EngineError`]: For input that cannot work,
@@ -51,6 +53,9 @@ def r1_zero(
         `KeyboardInterrupt`: When the run was stopped; it can be resumed, and the message says how.
     """
     started = time.time()
+    if script_args.plan:
+        _print_plan(script_args, training_args, model_args)
+        return None
     prepared = prepare(script_args, training_args, model_args)
     if script_args.preview:
         if training_args.process_index == 0:
@@ -93,6 +98,13 @@ def r1_zero(
     if training_args.push_to_hub:
         artifacts.push(trainer, script_args)
     return report
+
+
+def _print_plan(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> None:
+    # As for a preview, the engine is not checked: a plan is there to say what this machine cannot do.
+    prepared = prepare(replace(script_args, preview=True), training_args, model_args)
+    if training_args.process_index == 0:
+        print(render_plan(plan_r1_zero(script_args, training_args, model_args, prepared)))
 
 
 def _trainer(

@@ -44,4 +44,6 @@ def check_engine(args: R1GRPOConfig, model: str | nn.Module, quantization_config
         sleep_mode=args.vllm_enable_sleep_mode,
         tensor_parallel_size=args.vllm_tensor_parallel_size,
         world_size=args.world_size,
+        lora_hand_over=args.lora_hand_over,
+        correction=args.vllm_importance_sampling_correction,
     )

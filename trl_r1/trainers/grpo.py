@@ -132,7 +132,14 @@ class R1GRPOTrainer(PackedGRPOTrainer):
             args.sync_ref_model = False  # TRL refuses it under PEFT; the snapshot below takes its place
         with ExitStack() as stack:
             if args.use_vllm and args.vllm_mode == "colocate":
-                stack.enter_context(colocated_engine(args.engine_options))
+                engine = colocated_engine(
+                    args.engine_options,
+                    need_logprobs=args.vllm_importance_sampling_correction
+                    or args.off_policy_mask_threshold is not None,
+                    lora_hand_over=args.lora_hand_over,
+                    stop_loops=args.stop_loops,
+                )
+                stack.enter_context(engine)
             super().__init__(
                 model=model,
                 reward_funcs=cast(Any, reward_funcs),

@@ -95,11 +95,17 @@ class R1GRPOConfig(GRPOConfig):
             the loss's denominators; entropy and clip ratios are then those of the rows that teach.
         compile_layers (`bool`, defaults to `False`):
             `torch.compile` every decoder layer, for all lengths at once. Pays after some hundred steps.
+        lora_hand_over (`str`, defaults to `"auto"`):
+            What goes to the engine when an adapter is trained: `"adapter"` its factors alone, into vLLM's own LoRA;
+            `"merged"` all weights with the adapter folded in; `"auto"` the former where vLLM can compute the adapter.
+        stop_loops (`dict` or `bool`, *optional*):
+            End completions that run in circles early, as truncated ones: `true`, or entries of
+            [`~trl_r1.generation.sampled.LoopLimit`].
         vllm_engine_kwargs (`dict`, *optional*):
             Any engine argument of vLLM (`{"enforce_eager": true, …}`), over what TRL passes.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs"]  # noqa: RUF012 - as in TRL
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs", "stop_loops"]  # noqa: RUF012 - as in TRL
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate (R1: 3e-6; N, Methods)."})
     lr_scheduler_type: str = field(
@@ -172,6 +178,12 @@ class R1GRPOConfig(GRPOConfig):
         default=True, metadata={"help": "Leave out rows without gradient where that is exact (beta 0)."}
     )
     compile_layers: bool = field(default=False, metadata={"help": "torch.compile every decoder layer."})
+    lora_hand_over: str = field(
+        default="auto", metadata={"help": "What goes to the engine under LoRA: adapter, merged, or auto."}
+    )
+    stop_loops: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "End completions that run in circles, as truncated: true, or limits as JSON."}
+    )
     vllm_engine_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Any vLLM engine argument, as a mapping or JSON."}
     )
@@ -193,6 +205,8 @@ class R1GRPOConfig(GRPOConfig):
         self.chooses_checkpointing = self.gradient_checkpointing is None
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = True  # until the trainer knows the free memory
+        if str(self.stop_loops).lower() in ("true", "false"):
+            self.stop_loops = cast(Any, str(self.stop_loops).lower() == "true")
         self.max_tokens_per_microbatch = _token_budget(self.max_tokens_per_microbatch)
         self._check()
         world_size = launched_world_size()

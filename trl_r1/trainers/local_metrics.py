@@ -56,7 +56,7 @@ class LocalMetrics:
     @contextmanager
     def of(self, tokens: int) -> Iterator[None]:
         """Keep what is logged inside as that of a bin with so many scored tokens."""
-        own: dict[str, list[float]] = defaultdict(list)
+        own: defaultdict[str, list[float]] = defaultdict(list)
         self.trainer._metrics["train"] = own
         try:
             yield

@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from trl_r1.generation.weights import is_4bit
@@ -109,7 +110,6 @@ class PackedGRPOTrainer(GRPOTrainer):
         free = free_device_bytes(self.accelerator.device) if self.attention.packs else None
         if free is None:
             return None
-        mixed = self.accelerator.mixed_precision in ("bf16", "fp16") and base.dtype == torch.float32
         chosen = choose_budget(
             base.config,
             min(gather_object([free])),
@@ -119,8 +119,8 @@ class PackedGRPOTrainer(GRPOTrainer):
             optimizer=str(getattr(self.args.optim, "value", self.args.optim)),
             checkpointing=None if self.args.chooses_checkpointing else bool(self.args.gradient_checkpointing),
             world_size=self.accelerator.num_processes,
-            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
-            autocast=mixed,
+            sharded=self.is_fsdp_enabled or is_deepspeed_zero3_enabled(),
+            autocast=self.accelerator.mixed_precision in ("bf16", "fp16"),
             adapter=Adapter.of(self.accelerator.unwrap_model(self.model)),
             weight_bits=4 if is_4bit(base) else None,
         )
@@ -138,7 +138,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             return "entropy terms are means over TRL's micro-batch"
         if self.aux_loss_enabled:
             return "the router's auxiliary loss is a mean over TRL's micro-batch"
-        if self.args.gradient_accumulation_steps > self.args.steps_per_generation * self.num_iterations:
+        if self.args.gradient_accumulation_steps > self._micro_batches_per_rollout:
             return "one optimizer step spans several rollouts"
         if self._is_vlm or self.tools:
             return "images and tools are laid out by TRL's micro-batch"
@@ -247,8 +247,11 @@ class PackedGRPOTrainer(GRPOTrainer):
     @property
     def _on_policy(self) -> bool:
         """Whether every rollout is used for one update by the policy that wrote it."""
-        per_rollout = self.args.steps_per_generation * self.num_iterations
-        return self.args.gradient_accumulation_steps % per_rollout == 0
+        return self.args.gradient_accumulation_steps % self._micro_batches_per_rollout == 0
+
+    @property
+    def _micro_batches_per_rollout(self) -> int:
+        return cast(int, self.args.steps_per_generation) * self.num_iterations
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         corrects = self.use_vllm and self.vllm_importance_sampling_correction

@@ -1,0 +1,85 @@
+"""The hand-over of whole weights as one batched copy.
+
+vLLM's `load_weights` walks its model in Python for every tensor, which takes many times as long as copying the weights of a
+small model. Where it does nothing but copy (views of) the given tensors into (views of) its own, those copies are written
+down the first time and repeated together ever after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trl_r1.generation.weights import Weight
+
+
+class _Watch(TorchDispatchMode):
+    """Write down which copies are made while it is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self.copies.append((args[0].detach(), args[1].detach()))
+        return func(*args, **(kwargs or {}))
+
+
+class CopyPlan:
+    """Repeats what `load_weights` copied.
+
+    Args:
+        copies (`list[tuple[torch.Tensor, str, tuple]]`):
+            Target, name of the weight, and which part of it is copied: its shape, strides and offset.
+    """
+
+    def __init__(self, copies: list[tuple[torch.Tensor, str, tuple[Any, Any, int]]]) -> None:
+        self._copies = copies
+        self._addresses: list[int] = []
+        self._sources: list[torch.Tensor] = []
+
+    @classmethod
+    def record(cls, engine_model: Any, weights: Iterable[Weight]) -> CopyPlan | None:
+        """Load weights with `load_weights`, and learn from it.
+
+        Args:
+            engine_model (`torch.nn.Module`): vLLM's model.
+            weights (`Iterable`): Names and tensors of the whole policy. The tensors must live until this returns.
+
+        Returns:
+            [`CopyPlan`], or `None` where something else than copying every element once happened.
+        """
+        given = dict(weights)
+        owners = {tensor.untyped_storage().data_ptr(): name for name, tensor in given.items()}
+        with _Watch() as watch:
+            engine_model.load_weights(iter(given.items()))
+        copies, copied = [], dict.fromkeys(given, 0)
+        for target, source in watch.copies:
+            name = owners.get(source.untyped_storage().data_ptr())
+            if name is None or target.shape != source.shape or source.dtype != given[name].dtype:
+                return None
+            offset = source.storage_offset() - given[name].storage_offset()
+            copies.append((target.as_subclass(torch.Tensor), name, (source.shape, source.stride(), offset)))
+            copied[name] += source.numel()
+        whole = all(copied[name] == tensor.numel() for name, tensor in given.items())
+        return cls(copies) if whole and len(owners) == len(given) else None
+
+    def __call__(self, weights: Iterable[Weight]) -> None:
+        """Copy the weights as they are now.
+
+        Args:
+            weights (`Iterable`): The same names, with tensors of the same layout.
+        """
+        given = dict(weights)
+        addresses = [tensor.data_ptr() for tensor in given.values()]
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._sources = [
+                given[name].as_strided(shape, stride, given[name].storage_offset() + offset)
+                for _, name, (shape, stride, offset) in self._copies
+            ]
+        torch._foreach_copy_([target for target, _, _ in self._copies], self._sources)
