@@ -105,7 +105,9 @@ def test_ratio_to_the_engine_without_a_pass_of_its_own(step, mode, budget):
     names = [f"sampling/sampling_logp_difference/{part}" for part in ("mean", "max")]
     names += [f"sampling/importance_sampling_ratio/{part}" for part in ("min", "mean", "max")]
     for name in names:
-        assert log[0][name] == pytest.approx(stock_log[0][name], rel=1e-3), name
+        # Bins are averaged by their tokens; TRL averages a ratio of sequences by sequence.
+        rel = 0.03 if mode.startswith("sequence") and name.endswith("ratio/mean") else 1e-3
+        assert log[0][name] == pytest.approx(stock_log[0][name], rel=rel), name
 
 
 def test_on_policy_saves_the_pass_for_the_ratio(step, monkeypatch):
