@@ -28,6 +28,9 @@ NAMES = {
     "ours_ckpt": "packed, checkpointing as TRL",
     "ours_nockpt": "packed, no checkpointing",
     "ours": "trl_r1, everything on",
+    "ours_ckpt_flash4": "packed, checkpointing as TRL, flash-attn 4",
+    "ours_no_compile_flash4": "… without compiled layers, flash-attn 4",
+    "ours_flash4": "trl_r1, everything on, flash-attn 4",
     "ours_no_packing": "… without packing",
     "ours_no_budget": "… without token budget",
     "ours_no_compile": "… without compiled layers",
@@ -100,6 +103,21 @@ END_TO_END: list[Column] = [
     ("log-prob gap", number("logprob_gap", ".4f")),
     ("loss", lambda row: f"{row['losses'][-1]:.4f}" if row.get("losses") else "–"),
 ]
+ROLLOUT: list[Column] = [
+    ("", lambda row: ROLLOUT_NAMES.get(row["variant"], str(row["variant"]))),
+    ("asynchronous", lambda row: "yes" if row["async_scheduling"] else "no"),
+    ("ms per decoding step", number("ms_per_step", ".2f")),
+    ("tokens/s", number("tokens_per_s", ",.0f")),
+    ("× TRL", number("ratio_to_stock", ".2f")),
+    ("of the limit", number("limit_share", ".1%")),
+]
+ROLLOUT_NAMES = {
+    "stock": "TRL's request, vLLM's own scheduling",
+    "stock_sync": "TRL's request, synchronous",
+    "ours_logprobs": "trl_r1, log-probs of the sampled tokens",
+    "ours_no_logprobs": "trl_r1, no log-probs",
+    "ours_fp8": "trl_r1, FP8 weights, log-probs",
+}
 COLUMNS = {"trainer_step": TRAINER_STEP, "end_to_end": END_TO_END}
 
 
@@ -110,6 +128,19 @@ def tables(benchmark: str, rows: Sequence[Row]) -> str:
         blocks.append(f"**{case_title(group[0])}**\n\n{table(group, COLUMNS[benchmark])}")
     last = [f"Versions: {line}." for line in dict.fromkeys(versions(row) for row in rows if "versions" in row)]
     return "\n\n".join([*blocks, *last]) or "Not measured yet."
+
+
+def rollout_table(rows: Sequence[Row]) -> str:
+    """Return the table of the rollout engine alone."""
+    if not rows:
+        return "Not measured yet."
+    order = list(ROLLOUT_NAMES)
+    known = sorted(rows, key=lambda row: order.index(row["variant"]) if row["variant"] in order else len(order))
+    stock = next((row["ms_per_step"] for row in rows if row["variant"] == BASELINE), None)
+    shown = [row | {"ratio_to_stock": stock / row["ms_per_step"] if stock else None} for row in known]
+    first = shown[0]
+    what = f"**{first['model']}, {first['sequences']} sequences of {first['tokens']} tokens, {first['device']}**"
+    return f"{what}\n\n{table(shown, ROLLOUT)}"
 
 
 def profile_table(rows: Sequence[Row]) -> str:
@@ -269,6 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     for benchmark, found in rows.items():
         text = fill(text, benchmark, tables(benchmark, found))
     text = fill(text, "profile", profile_table(rows["trainer_step"]))
+    text = fill(text, "rollout", rollout_table(read(arguments.results, "rollout")))
     if arguments.check:
         if text != before:
             print(f"{arguments.readme} is out of date: run python benchmarks/plot.py")

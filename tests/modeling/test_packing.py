@@ -96,6 +96,35 @@ def test_packed_equals_padded_in_float32(family, multiple_of):
         torch.testing.assert_close(gradient, stock[name], rtol=1e-5, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_4bit_model_with_an_adapter_packs_exactly(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from peft import LoraConfig, get_peft_model
+    from transformers import BitsAndBytesConfig
+
+    build("qwen3").save_pretrained(tmp_path)
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    ids, mask = ragged()
+    found = []
+    for attention, function in ((None, padded_logps), ("sdpa", packed_logps)):
+        base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantisation, dtype=torch.float32)
+        add_fused_lm_head(base, outputs=("log_probs", "entropy"))
+        if attention:
+            enable_packing(base, choose_attention(base, torch.device("cpu"), torch.float32, attention))
+        torch.manual_seed(1)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        logps = function(model, ids, mask)
+        logps.sum().backward()
+        found.append((logps.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
+    assert found[0][1].keys() == found[1][1].keys()
+    scale = max(float(g.abs().max()) for g in found[0][1].values())
+    assert scale > 0
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-5, atol=1e-5 * scale)
+
+
 def test_a_packed_model_still_does_padded_passes_and_generates():
     ids, mask = ragged()
     model, packing = build("qwen3"), build("qwen3", attention="sdpa")
