@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trl_r1.behaviours import measure, reflective_rate, reflective_words, repetition
+from trl_r1.behaviours import measure, reasoning_steps, reflective_rate, reflective_words, repetition
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,20 @@ def test_measure_counts_a_restart() -> None:
     assert seen.restarts == 3
     assert seen.reflective == 0
     assert seen.words > 20
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Step 1: add. Step 2: multiply.", 2),
+        ("First, add. Then multiply. Finally, compare.", 3),
+        ("1. First, add 3\n2. Next, multiply by 1.5\n- done", 3),
+        ("1. \n2. ", 2),
+        ("The first apple, and then 3.5 more; a step forward - no list", 0),
+        ("首先加三,然后乘二。第三步比较。", 3),
+        ("1、加三\n2、乘二", 2),
+        ("", 0),
+    ],
+)
+def test_reasoning_steps(text: str, count: int) -> None:
+    assert reasoning_steps(text) == count

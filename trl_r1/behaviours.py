@@ -26,6 +26,15 @@ RESTART_PHRASES = (
     "再试", "重新", "换一种", "换个", "另一种",
 )  # fmt: skip
 
+# What opens a step of a worked solution: ordinals, numbered lines, bullets, and their Chinese equivalents. Ours [?].
+_STEP = re.compile(
+    r"(?<![A-Za-z])step\s{0,3}[0-9]{1,3}(?![0-9])"
+    r"|(?:^|(?<=[.!?;:\n])[ \t]{0,8})(?:first(?:ly)?|second(?:ly)?|third(?:ly)?|next|then|finally|lastly)(?=[, ])"
+    r"|^[ \t]{0,8}(?:[0-9]{1,3}[.)、](?=[ \t]|[\u3400-\u9fff])|[-*•][ \t])"
+    r"|第[一二三四五六七八九十0-9]{1,3}步|首先|其次|接着|接下来|然后|最后",
+    re.IGNORECASE | re.MULTILINE,
+)
+
 _LATIN = r"(?<![A-Za-z])(?:{})(?![A-Za-z])"
 _WORD = re.compile(r"[^\W\d_]+(?:'[a-z]+)?|\d+(?:\.\d+)?|[^\w\s]")
 _CJK = re.compile(r"[\u3400-\u9fff]")
@@ -86,6 +95,25 @@ def words(text: str) -> list[str]:
 def reflective_words(text: str) -> int:
     """Count reflective words: whole words in English, occurrences in Chinese."""
     return len(_REFLECTIVE.findall(text))
+
+
+def reasoning_steps(text: str) -> int:
+    """Count what opens a step: "Step 2", "First,", numbered lines, bullets, "首先", "第二步".
+
+    A metric, not a reward: paid for, the markers come without the steps.
+
+    Args:
+        text (`str`): The completion, or its thinking.
+
+    Returns:
+        `int`: Openings of steps; one that is marked twice ("1. First, …") counts once.
+    """
+    ends, count = -1, 0
+    for found in _STEP.finditer(text):
+        # "1. First," and "Step 1: First" are one step; a new line begins another.
+        count += ends < 0 or bool(text[ends : found.start()].strip(" \t.:：,)、*"))
+        ends = found.end()
+    return count
 
 
 def reflective_rate(texts: Iterable[str]) -> float:

@@ -44,6 +44,14 @@ NANO = ("--config", "nano_cpu")
 # Name, options, kind of error, parts of its message. "{data}" and "{bad}" stand for files of questions.
 CASES: list[tuple[str, tuple[str, ...], type[TrlR1Error], tuple[str, ...]]] = [
     ("reward", (*NANO, "--rewards", "acuracy", "format"), ConfigurationError, ("acuracy", "'accuracy'", "dotted path")),
+    (
+        "token budget",
+        (*NANO, "--max_tokens_per_microbatch", "8"),
+        ConfigurationError,
+        ("max_tokens_per_microbatch=8", "longest prompt", "'auto'"),
+    ),
+    ("token budget's form", (*NANO, "--max_tokens_per_microbatch", "many"), ConfigurationError, ("'many'", "auto")),
+    ("packing", (*NANO, "--packing", "dense"), ConfigurationError, ("dense", "'auto'", "'varlen'")),
     ("reward path", (*NANO, "--rewards", "no_such.reward"), ConfigurationError, ("no_such.reward", "'accuracy'")),
     ("domain", (*NANO, "--domain", "algebra"), ConfigurationError, ("algebra", "'math'", "'logic'")),
     ("verifier", (*NANO, "--verifier", "oracle"), ConfigurationError, ("oracle", "'expression'")),

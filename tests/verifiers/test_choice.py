@@ -54,6 +54,32 @@ def test_options_are_compared_by_value_and_by_text():
     assert verify("5 m", twins).correct
 
 
+@pytest.mark.parametrize("n", range(4, 11))
+def test_four_to_ten_options_by_letter_and_by_text(n):
+    colours = ("red", "blue", "green", "black", "white", "brown", "grey", "pink", "gold", "silver")
+    options = [f"the {colour} one" for colour in colours[:n]]
+    for i, letter in enumerate("ABCDEFGHIJ"[:n]):
+        row = Row("", json.dumps({"answer": letter, "options": options}), domain="stem")
+        other = "ABCDEFGHIJ"[(i + 1) % n]
+        for answer in (
+            letter,
+            letter.lower(),
+            f"({letter})",
+            f"The answer is {letter}.",
+            options[i],
+            f"{letter}. {options[i]}",
+        ):
+            assert verify(answer, row).correct is True, answer
+        for answer in (other, options[(i + 1) % n], f"{letter} or {other}", f"{letter}. {options[(i + 1) % n]}"):
+            assert verify(answer, row).correct is False, answer
+        beyond = "ABCDEFGHIJK"[n]
+        assert verify(beyond, row).correct is False
+    # The word "I" is the ninth letter only where it stands for it.
+    if n == 10:
+        row = Row("", json.dumps({"answer": "J", "options": options}), domain="stem")
+        assert verify("I think the answer is J", row).correct
+
+
 def test_a_bare_letter_is_a_reference():
     assert verify("c", Row("", "C", domain="stem")).correct
     assert verify("A", Row("", "(C)", domain="stem")).correct is False

@@ -59,7 +59,7 @@ def ask_function(rng: Random, language: str, depth: int) -> Question:
     cases = [[[x], a * x + b] for x in inputs]
     shown = (" and " if language == "en" else "、").join(f"f({x})={a * x + b}" for x in inputs[:2])
     key = f"code_function/{a}x{b:+d}/{'-'.join(map(str, sorted(inputs)))}"
-    reference = json.dumps({"function": "f", "cases": cases})
+    reference = json.dumps({"function": "f", "cases": cases, "solution": f"def f(x):\n    return {body}"})
     prompt = ASK_FUNCTION[language].format(cases=shown)
     return Question("code_function", key, language, prompt, reference, "code", "code", (body, depth))
 

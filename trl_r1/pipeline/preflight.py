@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +14,7 @@ from trl_r1.data.sources import load_rows
 from trl_r1.evaluation import check_k
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.options import check_options
+from trl_r1.modeling.memory import check_budget
 from trl_r1.nano import checkpoint_path
 from trl_r1.pipeline.arguments import R1ZeroArguments
 from trl_r1.pipeline.heldout import HeldOut
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from trl_r1.trainers import R1GRPOConfig
 
 logger = logging.getLogger(__name__)
+
+# How many of the prompts with most characters are tokenised to find the one with most tokens.
+_LONGEST_PROMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,23 @@ def prepare(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_arg
     train, test = ([Row.from_columns(columns) for columns in splits[name]] for name in ("train", "test"))
     _check_amounts(train, test, training_args)
     check_template(template, train[:16], rewards, tokenizer)
+    if isinstance(training_args.max_tokens_per_microbatch, int):
+        check_budget(training_args.max_tokens_per_microbatch, _longest_prompt(train_dataset["prompt"], tokenizer))
     return Prepared(
         model_path, tokenizer, template, rewards, train, train_dataset, _held_out(script_args, template, test)
     )
+
+
+def _longest_prompt(prompts: Iterable[Any], tokenizer: Any) -> int:
+    """Tokens of the longest prompt, looked for among those with most characters."""
+    longest = sorted(prompts, key=lambda prompt: len(str(prompt)), reverse=True)[:_LONGEST_PROMPTS]
+    ids = [
+        tokenizer(prompt)["input_ids"]
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for prompt in longest
+    ]
+    return max(map(len, ids), default=0)
 
 
 def resolve_model(name: str | None) -> str:

@@ -1,14 +1,15 @@
-"""What a completion earns. Functions of TRL's signature, `(completions, **columns) -> list[float | None]`.
+"""What a completion earns. Rewards of TRL's signature, `(completions, **columns) -> list[float | None]`.
 
 `None` means "not applicable". All take completions as text or as messages, are told of a prefilled `<think>` by the
-column `prefill`, and are module-level functions, hence picklable. They work in plain TRL too:
-`trl grpo --reward_funcs trl_r1.rewards.accuracy_reward`.
+column `prefill`, and are module-level functions or configured objects with a `__name__`, hence picklable. They work in
+plain TRL too: `trl grpo --reward_funcs trl_r1.rewards.accuracy_reward`.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from trl_r1.exceptions import ConfigurationError, unknown
@@ -16,6 +17,16 @@ from trl_r1.prompts import PromptTemplate
 from trl_r1.rewards.accuracy import accuracy_reward
 from trl_r1.rewards.control import random_reward
 from trl_r1.rewards.format import format_reward, think_format_reward
+from trl_r1.rewards.language import LanguageConsistencyReward, language_consistency_reward
+from trl_r1.rewards.router import RewardRouter, Schedule
+from trl_r1.rewards.shaping import (
+    CosineReward,
+    RepetitionReward,
+    SoftOverlongReward,
+    TagCountReward,
+    repetition_reward,
+    tag_count_reward,
+)
 from trl_r1.rows import Row
 from trl_r1.verifiers import gold_answer
 
@@ -26,19 +37,37 @@ REWARDS: dict[str, RewardFunction] = {
     "format": format_reward,
     "think_format": think_format_reward,
     "random": random_reward,
+    "language_consistency": language_consistency_reward,
+    "tag_count": tag_count_reward,
+    "repetition": repetition_reward,
 }
 # What a gold completion must earn; the others have no gold.
-MAXIMA: dict[str, float] = {"accuracy_reward": 1.0, "format_reward": 1.0, "think_format_reward": 1.0}
+MAXIMA: dict[str, float] = {
+    "accuracy_reward": 1.0,
+    "format_reward": 1.0,
+    "think_format_reward": 1.0,
+    "tag_count_reward": 1.0,
+}
 
 __all__ = [
     "MAXIMA",
     "REWARDS",
+    "CosineReward",
+    "LanguageConsistencyReward",
+    "RepetitionReward",
     "RewardFunction",
+    "RewardRouter",
+    "Schedule",
+    "SoftOverlongReward",
+    "TagCountReward",
     "accuracy_reward",
     "check_template",
     "format_reward",
     "get_reward",
+    "language_consistency_reward",
     "random_reward",
+    "repetition_reward",
+    "tag_count_reward",
     "think_format_reward",
 ]
 
@@ -103,6 +132,9 @@ def check_template(
         gold = template.gold(answer)
         completion: Any = gold if template.name == "base" else [{"role": "assistant", "content": gold}]
         columns: dict[str, Any] = {name: [value] for name, value in row.asdict().items() if name != "prompt"}
+        # What else a trainer passes: lengths for the shaping rewards, the first step for a schedule.
+        columns["completion_ids"] = [tokenizer(gold)["input_ids"] if tokenizer is not None else list(gold.encode())]
+        columns["trainer_state"] = SimpleNamespace(global_step=0)
         scores: dict[str, float | None] = {}
         for function in functions:
             name = getattr(function, "__name__", type(function).__name__)

@@ -76,8 +76,9 @@ class R1GRPOConfig(GRPOConfig):
             With `False` a completion for which *any* reward is `None` is left out of learning. With `True` the rewards
             that are there are summed, which is TRL's convention and treats `None` as 0.
         trim_rows (`int`, *optional*):
-            Rows that share a forward pass, sorted by length and trimmed of padding; 0 leaves TRL's padded passes. The
-            result is the same. Defaults to 16 on a CPU, where a pass costs what its tokens cost, and to 0 elsewhere.
+            Where sequences are not packed: rows that share a forward pass, sorted by length and trimmed of padding; 0
+            leaves TRL's padded passes. The result is the same. Defaults to 16 on a CPU, where a pass costs what its tokens
+            cost, and to `per_device_train_batch_size` elsewhere.
         packing (`str`, defaults to `"auto"`):
             How sequences share a forward pass ([`~trl_r1.modeling.attention.choose_attention`]): `"auto"` packs them in
             one row wherever a kernel for it is there, and sorts and trims them elsewhere; `"none"` never packs.
@@ -158,7 +159,7 @@ class R1GRPOConfig(GRPOConfig):
         default=False, metadata={"help": "Sum the rewards that are not None instead of leaving the completion out."}
     )
     trim_rows: int | None = field(
-        default=None, metadata={"help": "Rows that share a trimmed forward pass; 0 for none. Default: 16 on a CPU."}
+        default=None, metadata={"help": "Rows that share a trimmed forward pass where they are not packed; 0 for none."}
     )
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Recompute layers in the backward pass. Default: where memory asks for it."}
@@ -200,8 +201,6 @@ class R1GRPOConfig(GRPOConfig):
         # On a CPU bf16 autocast is emulated and slow, so TRL's default of bf16 holds only where there is an accelerator.
         if self.bf16 is None and not self.fp16 and on_cpu:
             self.bf16 = False
-        if self.trim_rows is None:
-            self.trim_rows = 16 if on_cpu else 0
         self.chooses_checkpointing = self.gradient_checkpointing is None
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = True  # until the trainer knows the free memory

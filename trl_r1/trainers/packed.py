@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 # Passes without gradient keep no activations, so their rows may be this much longer.
 _NO_GRADIENT_BUDGET = 4
 _ROW_MULTIPLE = 128
+# Rows of a trimmed pass on a CPU: few enough to be of similar length, enough to keep two cores busy.
+_CPU_TRIM_ROWS = 16
 # Room for a prompt where the longest is not known before it is asked, in tokens.
 _PROMPT_ALLOWANCE = 1024
 
@@ -75,6 +77,10 @@ class PackedGRPOTrainer(GRPOTrainer):
         for model in (base, self.ref_model):
             if model is not None:
                 enable_packing(self.accelerator.unwrap_model(model), self.attention)
+        self._trim_rows = self.args.trim_rows
+        if self._trim_rows is None:
+            on_cpu = self.accelerator.device.type == "cpu"
+            self._trim_rows = _CPU_TRIM_ROWS if on_cpu else self.args.per_device_train_batch_size
         self._cost = SequenceCost.of(base.config)
         self._pending: list[dict[str, Any]] = []
         self._policy_inputs: dict[str, Any] | None = None
@@ -158,7 +164,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         **multimodal: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         plain = compute_aux_loss or any(value is not None for value in multimodal.values())
-        if plain or not (self.attention.packs or self.args.trim_rows):
+        if plain or not (self.attention.packs or self._trim_rows):
             outputs = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
                 **multimodal,
@@ -229,7 +235,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
         entropies = torch.zeros_like(logps) if compute_entropy else None
         outside = input_ids.size(1) - logits_to_keep  # columns before the first completion token
-        rows_per_chunk = min(self.args.trim_rows or 10**9, batch_size or 10**9)
+        rows_per_chunk = min(self._trim_rows or 10**9, batch_size or 10**9)
         for chunk in trimmed_chunks(attention_mask, logits_to_keep, rows_per_chunk):
             columns = slice(chunk.start, chunk.stop)
             chunk_logps, chunk_entropies, _ = score(

@@ -16,11 +16,19 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from trl_r1.exceptions import DataError, unknown
+from trl_r1 import sandbox
+from trl_r1.exceptions import ConfigurationError, DataError, unknown
 from trl_r1.rows import DOMAINS, Row, Verdict
-from trl_r1.verifiers import choice, exact, expression, math
+from trl_r1.verifiers import choice, code, exact, expression, gym, math
 
-_MODULES: dict[str, ModuleType] = {"math": math, "exact": exact, "expression": expression, "choice": choice}
+_MODULES: dict[str, ModuleType] = {
+    "math": math,
+    "exact": exact,
+    "expression": expression,
+    "choice": choice,
+    "code": code,
+    "gym": gym,
+}
 VERIFIERS: dict[str, Callable[[str, Row], Verdict]] = {name: module.verify for name, module in _MODULES.items()}
 
 # What a domain is verified by when the row does not say; `None` has no rule (arXiv 2501.12948v2, Table 4).
@@ -31,9 +39,7 @@ DOMAIN_VERIFIERS: dict[str, str | None] = {
     "code": "code",
     "general": None,
 }
-# Verifiers that rows may already name, and that need a sandbox this version does not have.
-PENDING = ("code",)
-NAMES = (*VERIFIERS, *PENDING)
+NAMES = tuple(VERIFIERS)
 
 
 def verifier_name(row: Row) -> str | None:
@@ -67,8 +73,7 @@ def verify(answer: str | None, row: Row) -> Verdict:
     """
     verifier = verifier_for(row)
     if verifier is None:
-        name = verifier_name(row)
-        return Verdict(None, f"verifier {name!r} comes with the sandbox" if name else f"no rule for {row.domain!r}")
+        return Verdict(None, f"no rule for {row.domain!r}")
     if answer is None:
         problem = readable(row)
         return Verdict(None, problem) if problem else Verdict(False, "no answer")
@@ -94,8 +99,6 @@ def readable(row: Row) -> str | None:
     name = verifier_name(row)
     if name is None:
         return None
-    if name in PENDING:
-        return f"verifier {name!r} is not available in this version"
     return _MODULES[name].readable(row)
 
 
@@ -123,13 +126,17 @@ def check_references(rows: Iterable[Row | Mapping[str, Any]], max_unverifiable: 
 
     Raises:
         [`DataError`]: Above the share, naming rows and reasons.
-        [`ConfigurationError`]: For an unknown domain or verifier.
+        [`ConfigurationError`]: For an unknown domain or verifier, and for programs that could not be run in isolation here.
     """
-    total, bad = 0, []
+    total, bad, checked = 0, [], False
     for index, item in enumerate(rows):
         row = item if isinstance(item, Row) else Row.from_columns({"reference": "", **item})
-        if verifier_name(row) is None:
+        name = verifier_name(row)
+        if name is None:
             continue
+        if name == "code" and not checked:
+            check_sandbox()
+            checked = True
         total += 1
         problem = readable(row)
         if problem:
@@ -142,3 +149,20 @@ def check_references(rows: Iterable[Row | Mapping[str, Any]], max_unverifiable: 
             f"the right verifier ({', '.join(VERIFIERS)}), filter these rows, or raise max_unverifiable."
         )
     return [index for index, _, _ in bad]
+
+
+def check_sandbox() -> None:
+    """Refuse to verify programs where they could not be isolated.
+
+    Raises:
+        [`ConfigurationError`]: bubblewrap does not work here, and no other executor was put in its place.
+    """
+    ours = getattr(sandbox.current(), "__self__", None)
+    if not isinstance(ours, sandbox.Sandbox) or ours.allow_unisolated:
+        return
+    if problem := sandbox.isolation_problem():
+        raise ConfigurationError(
+            f"These rows are verified by running programs, which cannot be isolated here: {problem}. Install bubblewrap "
+            "(`apt-get install bubblewrap`), leave out the domain 'code', give an executor of your own by "
+            "`trl_r1.sandbox.use(...)`, or, for programs you trust, `sandbox.use(Sandbox(allow_unisolated=True))`."
+        )
