@@ -183,3 +183,23 @@ def test_an_interrupted_run_leaves_a_resumable_checkpoint(tiny_model, tmp_path, 
     assert step % 2 == 0
     assert step >= 4
     assert ("stopped" in rest) == (sent == signal.SIGINT)
+
+
+def test_a_reward_pool_scores_in_its_workers_before_it_is_asked(build_trainer, monkeypatch, caplog):
+    from trl_r1.rewards import RewardPool, format_reward
+
+    def rewards_of(reward):
+        trainer = build_trainer(reward_funcs=[reward], max_steps=2)
+        trainer.train()
+        return [log["rewards/format_reward/mean"] for log in trainer.state.log_history if "reward" in log]
+
+    submitted = []
+    pool = RewardPool(format_reward, workers=1)
+    submit = pool.submit
+    monkeypatch.setattr(pool, "submit", lambda *args, **kwargs: submitted.append(1) or submit(*args, **kwargs))
+    try:
+        assert rewards_of(pool) == rewards_of(format_reward)
+    finally:
+        pool.close()
+    assert submitted
+    assert "computed anew" not in caplog.text

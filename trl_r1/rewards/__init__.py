@@ -18,6 +18,7 @@ from trl_r1.rewards.accuracy import accuracy_reward
 from trl_r1.rewards.control import random_reward
 from trl_r1.rewards.format import format_reward, think_format_reward
 from trl_r1.rewards.language import LanguageConsistencyReward, language_consistency_reward
+from trl_r1.rewards.pool import RewardPool
 from trl_r1.rewards.router import RewardRouter, Schedule
 from trl_r1.rewards.shaping import (
     CosineReward,
@@ -56,6 +57,7 @@ __all__ = [
     "LanguageConsistencyReward",
     "RepetitionReward",
     "RewardFunction",
+    "RewardPool",
     "RewardRouter",
     "Schedule",
     "SoftOverlongReward",

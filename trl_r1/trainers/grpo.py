@@ -14,11 +14,10 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from trl_r1.behaviours import reflective_words
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.engine import ColocatedEngine, colocated_engine
 from trl_r1.generation.transformers import sample_with_transformers
-from trl_r1.responses import completion_text
+from trl_r1.rewards.pool import RewardPool
 from trl_r1.rows import Completion, Prompt
 from trl_r1.trainers.callbacks import AdapterReferenceReset, StopAtRolloutBoundary, TrainingAlarms
 from trl_r1.trainers.checkpoints import (
@@ -34,13 +33,13 @@ from trl_r1.trainers.grpo_config import R1GRPOConfig
 from trl_r1.trainers.losses import r1_sequence_loss
 from trl_r1.trainers.order import EpochSampler
 from trl_r1.trainers.packed import PackedGRPOTrainer
+from trl_r1.trainers.rollout_metrics import completion_facts, rollout_metrics
 
 # Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
 # half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
 _HIGHEST_FULL_LEARNING_RATE = 5e-6
 _LOWEST_LORA_LEARNING_RATE = 1e-5
 _SMALL_MODEL_PARAMETERS = 50_000_000
-_ACCURACY = "accuracy_reward"
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +162,9 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         self._resampler = GroupResampler(self, args.dynamic_sampling_max_rounds) if args.dynamic_sampling else None
         self._warn_about_learning_rate(is_peft)
         self._prepare_packing()
+        for reward in self.reward_funcs:
+            if isinstance(reward, RewardPool):
+                reward.workers.start(wait=False)
 
     # Checks
 
@@ -207,7 +209,21 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         if self._resampler is not None and self.model.training and self._rows is not None:
             output, self._resampled_rewards = self._resampler(self._rows, prompts, output)
             self._log_rollout_metric("groups/resampled", float(self._resampler.replaced_groups))
+        elif self._rows is not None:
+            self._submit_rewards(prompts, output)
         return output
+
+    def _submit_rewards(self, prompts: list[Any], output: tuple[Any, ...]) -> None:
+        """Let pools score during the old and reference passes; `_calculate_rewards` collects."""
+        rows = self._rows or []
+        names = [name for name in rows[0] if name not in ("prompt", "completion", "completion_ids")]
+        columns = {name: [row[name] for row in rows] for name in names}
+        for reward in self.reward_funcs:
+            if isinstance(reward, RewardPool):
+                reward.submit(
+                    output[3], prompts=prompts, completion_ids=output[1], trainer_state=self.state,
+                    log_extra=self._log_completion_extra, log_metric=self._log_metric, **columns,
+                )  # fmt: skip
 
     def generate_group_batch(self, prompts: list[Any]) -> tuple[Any, ...]:
         """TRL's `_generate`, and which of the completions were cut off, by the engine's finish reason."""
@@ -247,28 +263,14 @@ class R1GRPOTrainer(PackedGRPOTrainer):
 
     def _log_rollout(self, rewards: torch.Tensor, completions: list[Any], completion_ids: list[list[int]]) -> None:
         """Log what R1's curves show: lengths of right and wrong answers, truncation, spread, reflection."""
-        texts = [completion_text(completion) for completion in completions]
-        local = torch.tensor(
-            [
-                [len(ids), float(cut), reflective_words(text)]
-                for ids, cut, text in zip(completion_ids, self.truncated, texts, strict=True)
-            ],
-            device=rewards.device,
-        )
-        lengths, truncated, reflective = self.accelerator.gather(local).unbind(dim=1)
-        unscorable = rewards.isnan().all(dim=1)
+        local = completion_facts(completions, completion_ids, self.truncated, rewards.device)
         size = self.num_generations if self.model.training else self.num_generations_eval
-        spread = group_spread(rewards, self.reward_weights.to(rewards.device), size)
-        values = {
-            "completions/truncated": truncated.mean(),
-            "completions/unscorable": unscorable.float().mean(),
-            "completions/reflective_words": reflective.mean(),
-            "groups/without_spread": (spread <= self.args.zero_spread_tolerance).float().mean(),
-        }
-        if _ACCURACY in self.reward_func_names:
-            accuracy = rewards[:, self.reward_func_names.index(_ACCURACY)]
-            values["completions/mean_length_right"] = lengths[accuracy > 0.5].mean()
-            values["completions/mean_length_wrong"] = lengths[accuracy <= 0.5].mean()
+        values = rollout_metrics(
+            self.accelerator.gather(local),
+            rewards,
+            self.reward_func_names,
+            group_spread(rewards, self.reward_weights.to(rewards.device), size) <= self.args.zero_spread_tolerance,
+        )
         for name, value in values.items():
             self._log_rollout_metric(name, value.item())
 

@@ -19,7 +19,7 @@ from trl_r1.verifiers.numbers import FACTORS, PlainNumber, read_number, tidy
 
 # CPU seconds. Parsing and comparing an answer of MATH-500 takes 10 ms warm; one bad answer must not delay a step by
 # more than a second. Gold answers are read once and may take longer.
-ANSWER_SECONDS, GOLD_SECONDS = 1.0, 10.0
+ANSWER_SECONDS, GOLD_SECONDS = 0.5, 10.0
 
 # A gold answer with more words than this is a solution, not an answer ("x = 2 or x = 3 where both are integers").
 MAX_GOLD_WORDS = 6

@@ -1,0 +1,110 @@
+"""What runs inside a worker process, and the messages of both sides. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_HEADER = struct.Struct(">Q")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an item has instead of a result.
+
+    Args:
+        kind (`str`):
+            `"deadline"` (the worker was killed over it), `"crash"` (the worker died over it), `"resources"` (out of
+            memory or of stack), `"error"` (the function raised) or `"batch_deadline"` (not its own fault: the batch
+            ran out of time).
+        detail (`str`): One line, or the traceback of an `"error"`.
+    """
+
+    kind: str
+    detail: str = ""
+
+
+def send(connection: socket.socket, message: Any) -> None:
+    """Send one message; the other side's [`receive`] returns it."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    connection.sendall(_HEADER.pack(len(data)) + data)
+
+
+def receive(connection: socket.socket) -> Any:
+    """Wait for one message.
+
+    Raises:
+        `EOFError`: When the other side is gone.
+    """
+    (size,) = _HEADER.unpack(_read(connection, _HEADER.size))
+    return pickle.loads(_read(connection, size))
+
+
+def _read(connection: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    view, position = memoryview(data), 0
+    while position < size:
+        count = connection.recv_into(view[position:])
+        if count == 0:
+            raise EOFError
+        position += count
+    return data
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """A worker's life: set up, then load functions and run them on items until the parent closes the socket."""
+    _die_with(parent)
+    connection = socket.socket(fileno=descriptor)
+    functions: dict[str, Callable[[Any], Any]] = {}
+    memory_gib, initializer = receive(connection)
+    send(connection, _attempt(lambda: _set_up(memory_gib, initializer)))
+    while True:
+        try:
+            kind, key, content = receive(connection)
+        except (EOFError, ConnectionError):
+            os._exit(0)
+        if kind == "load":
+            send(connection, _attempt(lambda: functions.update({key: pickle.loads(content)})))  # noqa: B023
+            continue
+        for item in content:
+            # Pickled inside, so that a result that cannot be is the item's failure too.
+            result = _attempt(lambda: pickle.dumps(functions[key](pickle.loads(item))))  # noqa: B023
+            send(connection, result)
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except (MemoryError, RecursionError) as error:
+        return Failure("resources", f"{type(error).__name__}: {error}"[:1000])
+    except Exception:
+        return Failure("error", traceback.format_exc())
+
+
+def _set_up(memory_gib: float | None, initializer: bytes) -> None:
+    if memory_gib is not None and sys.platform != "win32":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        size = int(memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
+    if initializer:
+        pickle.loads(initializer)()
+
+
+def _die_with(parent: int) -> None:
+    """Leave no worker behind in an endless loop when the parent is killed outright."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
