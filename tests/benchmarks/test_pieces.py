@@ -105,14 +105,14 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
 
     (tmp_path / "trainer_step.json").write_text(json.dumps(rows()))
     readme = tmp_path / "README.md"
-    names = ("trainer_step", "profile", "end_to_end")
+    names = ("trainer_step", "profile", "end_to_end", "rollout", "rewards")
     readme.write_text("".join(f"<!-- table:{name} -->\nold\n<!-- end -->\nkept\n" for name in names))
     arguments = ["--results", str(tmp_path), "--readme", str(readme)]
     assert plot.main([*arguments, "--check"]) == 1
     assert plot.main(arguments) == 0
     text = readme.read_text()
     assert "old" not in text
-    assert text.count("kept") == 3
+    assert text.count("kept") == 5
     assert text.index("TRL, as it comes") < text.index("trl_r1, everything on"), "stock comes first"
     assert "No speed for `ours_no_packing`: losses differ." in text
     assert (tmp_path / "trainer_step.png").stat().st_size > 10_000
@@ -121,5 +121,5 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
 
 def test_the_readme_has_every_marker():
     text = (plot.FOLDER / "README.md").read_text()
-    for name in ("trainer_step", "profile", "end_to_end"):
+    for name in ("trainer_step", "profile", "end_to_end", "rollout", "rewards"):
         plot.fill(text, name, "")
