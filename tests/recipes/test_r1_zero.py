@@ -160,6 +160,7 @@ def test_two_processes_share_the_held_out_questions(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert (done.stdout + done.stderr).count("Forward passes: padded") == 1, "what was chosen is said, once"
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["world_size"] == 2
     assert report["after"]["problems"] == 5

@@ -53,6 +53,8 @@ def r1_zero(
         `KeyboardInterrupt`: When the run was stopped; it can be resumed, and the message says how.
     """
     started = time.time()
+    if training_args.process_index == 0:
+        _show_choices()
     if script_args.plan:
         _print_plan(script_args, training_args, model_args)
         return None
@@ -98,6 +100,14 @@ def r1_zero(
     if training_args.push_to_hub:
         artifacts.push(trainer, script_args)
     return report
+
+
+def _show_choices() -> None:
+    """Let what the library decides for the user be read, unless the program has a log of its own."""
+    package = logging.getLogger("trl_r1")
+    if not package.hasHandlers():
+        package.addHandler(logging.StreamHandler())
+        package.setLevel(logging.INFO)
 
 
 def _print_plan(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> None:

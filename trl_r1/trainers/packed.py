@@ -51,8 +51,8 @@ _PROMPT_ALLOWANCE = 1024
 class PackedGRPOTrainer(GRPOTrainer):
     """TRL's [`~trl.GRPOTrainer`] with the packed, budgeted, balanced step. See the module for what it does.
 
-    Hooks wrapped: `_get_per_token_logps_and_entropies`, `_generate_and_score_completions`, `training_step`,
-    `compute_loss`, `prediction_step`.
+    Hooks wrapped: `_get_per_token_logps_and_entropies`, `_generate_and_score_completions`, `_prepare_inputs`,
+    `training_step`, `compute_loss`.
     """
 
     args: R1GRPOConfig
@@ -66,7 +66,6 @@ class PackedGRPOTrainer(GRPOTrainer):
         base = self.accelerator.unwrap_model(self.model)
         peft = getattr(base, "active_peft_config", None)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        self._packable: nn.Module = base
         self.attention = choose_attention(
             base,
             self.accelerator.device,
@@ -88,9 +87,11 @@ class PackedGRPOTrainer(GRPOTrainer):
         self.max_tokens_per_microbatch = self._choose_budget(base)
         obstacle = self._why_not_regrouped() if self.max_tokens_per_microbatch else None
         self._regroups = bool(self.max_tokens_per_microbatch) and obstacle is None
-        self._say(f"Forward passes: {self.attention.kind} ({self.attention.reason}).")
+        # On a GPU padded passes cost several times as much: that, and a budget that does nothing, must not be overheard.
+        falls_back = not self.attention.packs and self.accelerator.device.type == "cuda" and self.args.packing != "none"
+        (self._warn if falls_back else self._say)(f"Forward passes: {self.attention.kind} ({self.attention.reason}).")
         if obstacle:
-            self._say(f"max_tokens_per_microbatch={self.max_tokens_per_microbatch} is not used: {obstacle}.")
+            self._warn(f"max_tokens_per_microbatch={self.max_tokens_per_microbatch} is not used: {obstacle}.")
         if self.args.compile_layers:
             compile_layers(base)
             if self.ref_model is not None:
@@ -262,9 +263,8 @@ class PackedGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         corrects = self.use_vllm and self.vllm_importance_sampling_correction
         skips = corrects and self.args.skip_old_logps and self._on_policy and self.model.training
-        if (
-            skips
-        ):  # TRL runs a whole pass to compare with the engine; the policy pass of the same weights tells the same
+        if skips:
+            # TRL runs a whole pass to compare with the engine; the policy pass of the same weights tells the same.
             self.vllm_importance_sampling_correction = False
         try:
             rollout = super()._generate_and_score_completions(inputs)
@@ -378,7 +378,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             skip_zero_advantages=self.args.skip_zero_advantages and self.beta == 0.0,
             accelerator=self.accelerator,
         )
-        sizes = [one["completion_ids"].size(0) and one[SCORED_TOKENS] for one in bins]
+        sizes = [one[SCORED_TOKENS] for one in bins]
         self._metrics["train"]["microbatch/count"].append(float(len(bins)))
         self._metrics["train"]["microbatch/scored_tokens"].append(sum(sizes) / len(sizes))
         return bins
