@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.engine import ColocatedEngine, colocated_engine
 from trl_r1.generation.transformers import sample_with_transformers
+from trl_r1.modeling.head import use_float32_head
 from trl_r1.rewards.pool import RewardPool
 from trl_r1.rows import Completion, Prompt
 from trl_r1.trainers.callbacks import AdapterReferenceReset, StopAtRolloutBoundary, TrainingAlarms
@@ -129,6 +130,9 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         reset_adapter = is_peft and bool(args.sync_ref_model)
         if reset_adapter:
             args.sync_ref_model = False  # TRL refuses it under PEFT; the snapshot below takes its place
+        float32_head = is_peft and args.cast_lm_head_to_fp32
+        if float32_head:
+            args.cast_lm_head_to_fp32 = False  # TRL does not find the head of a wrapped model
         with ExitStack() as stack:
             if args.use_vllm and args.vllm_mode == "colocate":
                 engine = colocated_engine(
@@ -153,6 +157,9 @@ class R1GRPOTrainer(PackedGRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        if float32_head:
+            args.cast_lm_head_to_fp32 = True
+            use_float32_head(cast("PeftModel", self.model), self.temperature, ("log_probs", "entropy"))
         if reset_adapter:
             args.sync_ref_model = True
             add_reference_adapter(self.accelerator.unwrap_model(self.model))
