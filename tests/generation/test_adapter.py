@@ -124,6 +124,16 @@ def test_a_cpu_merges_unless_told_otherwise(policy):
     assert choose_hand_over(model, "adapter") == "adapter"
 
 
+def test_a_float32_engine_on_a_gpu_merges(policy, monkeypatch):
+    """vLLM's Triton kernels assert 16-bit inputs; seen on an H200."""
+    monkeypatch.setattr(adapter, "on_cpu", lambda: False)
+    model = get_peft_model(policy("untied"), lora())
+    assert choose_hand_over(model, "auto", "float32") == "merged"
+    assert choose_hand_over(model, "auto", "bfloat16") == "adapter"
+    with pytest.raises(ConfigurationError, match="16-bit"):
+        choose_hand_over(model, "adapter", "torch.float32")
+
+
 def test_choices_are_checked(policy):
     assert choose_hand_over(policy("untied"), "auto") == "merged"
     with pytest.raises(ConfigurationError, match="'auto', 'adapter', 'merged'"):

@@ -74,12 +74,13 @@ def _why_not_layer(module: Any, adapter: str, *, is_linear: bool) -> str | None:
     return None
 
 
-def choose_hand_over(model: Any, asked: str) -> str:
+def choose_hand_over(model: Any, asked: str, dtype: str | None = None) -> str:
     """Decide what is handed over after an update.
 
     Args:
         model (`PeftModel` or `PreTrainedModel`): The policy.
         asked (`str`): `"auto"`, `"adapter"` or `"merged"`.
+        dtype (`str`, *optional*): What the engine computes in.
 
     Returns:
         `str`: `"adapter"` or `"merged"`; the latter for a policy without an adapter, too.
@@ -92,6 +93,8 @@ def choose_hand_over(model: Any, asked: str) -> str:
     if asked == "merged" or not hasattr(model, "get_base_model"):
         return "merged"
     reason = why_not(model) or _why_not_engine(model)
+    if str(dtype).removeprefix("torch.") == "float32" and not on_cpu():
+        reason = reason or "vLLM's LoRA kernels take 16-bit activations only, and the engine computes in float32"
     if asked == "auto" and reason is None and on_cpu():
         reason = "a CPU pays more for LoRA in every step (1.4 times the step of a nano model) than for merging once"
     if reason and asked == "adapter":

@@ -33,6 +33,7 @@ from trl_r1.generation.copies import CopyPlan
 from trl_r1.generation.logprobs import extract_logprobs, finish_reason, sampled_logprobs
 from trl_r1.generation.options import (
     check_options,
+    engine_dtype,
     has_tokenizer,
     needs_own_folder,
     on_cpu,
@@ -151,7 +152,8 @@ class ColocatedEngine(VLLMGeneration):
             lora_hand_over=self.lora_hand_over,
             correction=self.need_logprobs,
         )
-        self.lora_hand_over = adapter.choose_hand_over(self.model, self.lora_hand_over)
+        dtype = self.engine_options.get("dtype") or engine_dtype(self.model, self.accelerator.mixed_precision)
+        self.lora_hand_over = adapter.choose_hand_over(self.model, self.lora_hand_over, dtype)
         if self._holds_4bit:
             adapter.check_engine_4bit(self.model)
         if self._streams_effective_weights:
