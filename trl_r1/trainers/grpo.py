@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from trl_r1.data.rollouts import RolloutLog
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.engine import ColocatedEngine, colocated_engine
 from trl_r1.generation.transformers import sample_with_transformers
@@ -166,6 +167,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
             self.add_callback(AdapterReferenceReset())
         self.add_callback(TrainingAlarms())
         self.add_callback(StopAtRolloutBoundary())
+        self._rollouts = RolloutLog(args.output_dir, self.accelerator.process_index) if args.log_rollouts else None
         self._resampler = GroupResampler(self, args.dynamic_sampling_max_rounds) if args.dynamic_sampling else None
         self._warn_about_learning_rate(is_peft)
         self._prepare_packing()
@@ -263,6 +265,13 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         if rewards is None:
             rewards = self.compute_rewards(inputs, prompts, completions, completion_ids_list)
         self._log_rollout(rewards, completions, completion_ids_list)
+        if self._rollouts is not None and self.model.training:
+            first = self.accelerator.process_index * len(prompts)
+            own = rewards[first : first + len(prompts)].T.tolist()
+            self._rollouts.write(
+                self.state.global_step, inputs, prompts, completions, [len(ids) for ids in completion_ids_list],
+                self.truncated, dict(zip(self.reward_func_names, own, strict=True)),
+            )  # fmt: skip
         return rewards
 
     def _log_rollout_metric(self, name: str, value: float) -> None:

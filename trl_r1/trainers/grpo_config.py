@@ -75,6 +75,9 @@ class R1GRPOConfig(GRPOConfig):
         partial_rewards (`bool`, defaults to `False`):
             With `False` a completion for which *any* reward is `None` is left out of learning. With `True` the rewards
             that are there are summed, which is TRL's convention and treats `None` as 0.
+        log_rollouts (`bool`, defaults to `True`):
+            Keep every training completion with its rewards in `output_dir/_rollouts`, one Parquet file per rollout and
+            process: for `trl-r1 report` and `trl-r1 rescore`.
         trim_rows (`int`, *optional*):
             Where sequences are not packed: rows that share a forward pass, sorted by length and trimmed of padding; 0
             leaves TRL's padded passes. The result is the same. Defaults to 16 on a CPU, where a pass costs what its tokens
@@ -157,6 +160,9 @@ class R1GRPOConfig(GRPOConfig):
     )
     partial_rewards: bool = field(
         default=False, metadata={"help": "Sum the rewards that are not None instead of leaving the completion out."}
+    )
+    log_rollouts: bool = field(
+        default=True, metadata={"help": "Keep every training completion with its rewards in output_dir/_rollouts."}
     )
     trim_rows: int | None = field(
         default=None, metadata={"help": "Rows that share a trimmed forward pass where they are not packed; 0 for none."}
