@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trl_r1.behaviours import measure, reasoning_steps, reflective_rate, reflective_words, repetition
+from trl_r1.behaviours import measure, mixing, reasoning_steps, reflective_rate, reflective_words, repetition
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,24 @@ def test_repetition() -> None:
     assert repetition("one two") == 0.0
 
 
-def test_measure_counts_a_restart() -> None:
-    seen = measure("2 x 3 = 6. No. Let me try another way: 2 + 3 = 5. Alternatively, stop.")
-    assert seen.restarts == 3
-    assert seen.reflective == 0
+def test_measure_tells_behaviours_apart() -> None:
+    seen = measure("2 x 3 = 6. No. Let me try another way: 2 + 3 = 5. Alternatively, stop. Let me check: 2 + 3 = 5.")
+    assert (seen.restarts, seen.alternatives, seen.verifications) == (1, 2, 1)
+    assert seen.reflective == 1
     assert seen.words > 20
+    assert measure("重新算:三加四。换一种方法,验证").restarts == 1
+
+
+def test_mixing_is_the_share_of_the_smaller_language() -> None:
+    assert mixing("only one language here") == 0.0
+    assert mixing("12 + 30 = 42") == 0.0
+    assert mixing("three 三 four 四") == pytest.approx(0.5)
+    assert measure("three 三 four 四").mixing == mixing("three 三 four 四")
+
+
+def test_the_longest_paragraph_is_counted_in_words() -> None:
+    assert measure("one two\n\nthree four five\n \nsix").longest_paragraph == 3
+    assert measure("").longest_paragraph == 0
 
 
 @pytest.mark.parametrize(

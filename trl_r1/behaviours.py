@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from trl_r1.language import words_by_language
+
 # The paper's list, word for word (method §10).
 REFLECTIVE_WORDS = (
     "wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check",
@@ -22,8 +24,19 @@ REFLECTIVE_WORDS_ZH = (
 )  # fmt: skip
 # A new attempt after the one before was given up ("aha": the first approach is evaluated again).
 RESTART_PHRASES = (
-    "let me try", "try again", "try another", "another way", "alternatively", "start over", "instead, ", "on second thought",
-    "再试", "重新", "换一种", "换个", "另一种",
+    "let me try", "try again", "try another", "start over", "from scratch", "on second thought", "wait, wait", "aha",
+    "let me reconsider", "let me rethink", "let's redo", "let me redo", "再试", "重新", "从头", "重来",
+)  # fmt: skip
+# Another approach beside the first, whether or not that one failed.
+ALTERNATIVE_PHRASES = (
+    "alternatively", "another way", "another approach", "a different approach", "a different way", "instead, ",
+    "we could also", "换一种", "换个", "另一种", "也可以",
+)  # fmt: skip
+# The answer is held against the question before it is given.
+VERIFICATION_PHRASES = (
+    "let me check", "let me verify", "let's check", "let's verify", "double-check", "double check", "to verify",
+    "check:", "verify:", "verification", "plugging back", "plug back", "substitute back", "substituting back",
+    "验证", "检验", "核对", "检查一下", "代入检验", "代回",
 )  # fmt: skip
 
 # What opens a step of a worked solution: ordinals, numbered lines, bullets, and their Chinese equivalents. Ours [?].
@@ -48,23 +61,40 @@ def _pattern(latin: Iterable[str], chinese: Iterable[str]) -> re.Pattern[str]:
 
 _REFLECTIVE = _pattern(REFLECTIVE_WORDS, REFLECTIVE_WORDS_ZH)
 _RESTART = re.compile("|".join(map(re.escape, RESTART_PHRASES)), re.IGNORECASE)
+_ALTERNATIVE = re.compile("|".join(map(re.escape, ALTERNATIVE_PHRASES)), re.IGNORECASE)
+_VERIFICATION = re.compile("|".join(map(re.escape, VERIFICATION_PHRASES)), re.IGNORECASE)
+_PARAGRAPH = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True)
 class Behaviours:
     """Counts on one completion.
 
+    Phrases mark a behaviour, they do not prove it: read them beside accuracy. The paper names the reflective words and
+    describes the others without a list (v1 §2.2.4, v2 §2.3), so the phrases are ours.
+
     Args:
         words (`int`): Words, numbers and signs; a Chinese character counts as one.
         reflective (`int`): Reflective words among them ([`REFLECTIVE_WORDS`] and their Chinese equivalents).
-        restarts (`int`): Phrases that open a new attempt.
+        verifications (`int`): Phrases that hold a result against the question.
+        restarts (`int`): Phrases that open a new attempt ("aha").
+        alternatives (`int`): Phrases that open another approach.
+        steps (`int`): What opens a step ([`reasoning_steps`]).
         repetition (`float`): Share of four-word sequences that occurred before in the completion, in [0, 1].
+        mixing (`float`): Share of the words that are not in the language most of them are in, in [0, 0.5]; English and
+            Chinese, maths and code left out.
+        longest_paragraph (`int`): Words of the longest paragraph: what a reader has to take in at once.
     """
 
     words: int
     reflective: int
+    verifications: int
     restarts: int
+    alternatives: int
+    steps: int
     repetition: float
+    mixing: float
+    longest_paragraph: int
 
 
 def measure(text: str) -> Behaviours:
@@ -76,12 +106,31 @@ def measure(text: str) -> Behaviours:
     Returns:
         [`Behaviours`]: Its counts.
     """
+    pieces = words(text)
     return Behaviours(
-        words=len(words(text)),
+        words=len(pieces),
         reflective=reflective_words(text),
+        verifications=len(_VERIFICATION.findall(text)),
         restarts=len(_RESTART.findall(text)),
-        repetition=repetition(text),
+        alternatives=len(_ALTERNATIVE.findall(text)),
+        steps=reasoning_steps(text),
+        repetition=_repetition(pieces),
+        mixing=mixing(text),
+        longest_paragraph=max((len(words(paragraph)) for paragraph in _PARAGRAPH.split(text)), default=0),
     )
+
+
+def mixing(text: str) -> float:
+    """Share of the words outside the main language of a text, maths and code stripped.
+
+    Args:
+        text (`str`): The completion, or its thinking.
+
+    Returns:
+        `float`: 0.0 for one language (or no words), up to 0.5.
+    """
+    counts = words_by_language(text).values()
+    return 1 - max(counts) / sum(counts) if sum(counts) else 0.0
 
 
 def words(text: str) -> list[str]:
@@ -141,6 +190,9 @@ def repetition(text: str, n: int = 4) -> float:
     Returns:
         `float`: In [0, 1]; 0.0 for texts shorter than `n` words.
     """
-    pieces = words(text)
+    return _repetition(words(text), n)
+
+
+def _repetition(pieces: list[str], n: int = 4) -> float:
     sequences = [tuple(pieces[start : start + n]) for start in range(len(pieces) - n + 1)]
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0

@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 
+from trl_r1.data.rollouts import groups, read_rollouts
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.trainers import R1GRPOTrainer, last_complete_checkpoint
 from trl_r1.trainers.callbacks import TrainingAlarms
@@ -33,6 +34,7 @@ def length_reward(completions, **kwargs):
 
 
 def test_one_missing_reward_leaves_the_completion_out(build_trainer):
+    """Trap 13."""
     trainer = build_trainer(reward_funcs=[unreadable_gold_reward, length_reward], max_steps=1)
     seen = []
     original = trainer._calculate_rewards
@@ -101,6 +103,18 @@ def test_lengths_of_right_and_wrong_answers_are_logged_apart(build_trainer):
     trainer.train()
     assert logged(trainer, "completions/mean_length_right")
     assert logged(trainer, "completions/mean_length_wrong")
+
+
+def test_every_training_completion_is_kept_with_its_rewards(build_trainer):
+    trainer = build_trainer(max_steps=4)  # two rollouts of 2 x 4 questions x 4 answers
+    trainer.train()
+    found = read_rollouts(trainer.args.output_dir)
+    assert [one.step for one in found] == [0] * 32 + [2] * 32
+    assert {len(members) for members in groups(found).values()} == {4}
+    paid = [one.rewards["count_reward"] for one in found[:32]]
+    assert sum(paid) / 32 == pytest.approx(logged(trainer, "rewards/count_reward/mean")[0], abs=1e-5)
+    assert logged(trainer, "behaviours/repetition")
+    assert not build_trainer(max_steps=1, log_rollouts=False)._rollouts
 
 
 def test_sample_with_transformers(build_trainer):

@@ -35,7 +35,7 @@ from trl_r1.trainers.grpo_config import R1GRPOConfig
 from trl_r1.trainers.losses import r1_sequence_loss
 from trl_r1.trainers.order import EpochSampler
 from trl_r1.trainers.packed import PackedGRPOTrainer
-from trl_r1.trainers.rollout_metrics import completion_facts, rollout_metrics
+from trl_r1.trainers.rollout_metrics import behaviour_facts, behaviour_metrics, completion_facts, rollout_metrics
 
 # Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
 # half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
@@ -287,6 +287,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
             self.reward_func_names,
             group_spread(rewards, self.reward_weights.to(rewards.device), size) <= self.args.zero_spread_tolerance,
         )
+        values |= behaviour_metrics(self.accelerator.gather(behaviour_facts(completions, rewards.device)))
         for name, value in values.items():
             self._log_rollout_metric(name, value.item())
 

@@ -1,4 +1,4 @@
-"""What R1's curves show of a rollout: lengths of right and wrong answers, truncation, spread, reflection."""
+"""What R1's curves show of a rollout: lengths of right and wrong answers, truncation, spread, behaviours."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-from trl_r1.behaviours import reflective_words
+from trl_r1.behaviours import measure, reflective_words
 from trl_r1.responses import completion_text
 
 _ACCURACY = "accuracy_reward"
+# Behaviours in the log, of as many completions per process: measuring one of 8k tokens takes 30 ms.
+_BEHAVIOURS = ("verifications", "restarts", "alternatives", "repetition", "mixing")
+_MEASURED = 32
 
 
 def completion_facts(
@@ -35,6 +38,28 @@ def completion_facts(
         ],
         device=device,
     )
+
+
+def behaviour_facts(completions: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """Measure some of this rank's completions, evenly spread over the rollout.
+
+    Args:
+        completions (`list`): Texts or messages.
+        device (`torch.device`): Where to.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1 + 5)`: How many were measured, and their sums of [`_BEHAVIOURS`].
+    """
+    stride = -(-len(completions) // _MEASURED) or 1
+    seen = [measure(completion_text(completion)) for completion in completions[::stride]]
+    sums = [sum(float(getattr(one, name)) for one in seen) for name in _BEHAVIOURS]
+    return torch.tensor([[float(len(seen)), *sums]], device=device)
+
+
+def behaviour_metrics(facts: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Average [`behaviour_facts`] of all ranks, as `behaviours/restarts` and so on, per completion."""
+    count, *sums = facts.sum(dim=0)
+    return {f"behaviours/{name}": total / count.clamp(min=1) for name, total in zip(_BEHAVIOURS, sums, strict=True)}
 
 
 def rollout_metrics(
