@@ -12,11 +12,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_r1.rows import DOMAINS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Panel:
 
 
 def panels(log_history: Sequence[Mapping[str, Any]], cons_k: int | None = None) -> list[Panel]:
-    """The panels a log has data for: accuracy, reward, length, truncation, KL, entropy (method §10).
+    """The panels a log has data for: accuracy, reward or loss, length, truncation, KL, entropy (method §10).
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
@@ -51,6 +54,12 @@ def panels(log_history: Sequence[Mapping[str, Any]], cons_k: int | None = None) 
     logged = {key for entry in log_history for key in entry}
     cons = [f"eval_cons@{cons_k}"] if cons_k else sorted(key for key in logged if key.startswith("eval_cons@"))
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
+
+    def parts(metric: str, *, domains: bool) -> list[Curve]:
+        """Curves of a metric by domain (`eval_pass@1/math`) or by language (`eval_language_share/zh`)."""
+        labels = {key: key.partition("/")[2] for key in sorted(logged) if key.startswith(f"eval_{metric}/")}
+        return [Curve(key, label) for key, label in labels.items() if (label in DOMAINS) == domains]
+
     wanted = [
         Panel(
             "Held-out accuracy",
@@ -60,6 +69,14 @@ def panels(log_history: Sequence[Mapping[str, Any]], cons_k: int | None = None) 
             ),
             bounded=True,
         ),
+        Panel("Held-out accuracy by domain", tuple(parts("pass@1", domains=True)), bounded=True),
+        Panel(
+            "Thinking's share of the question's language",
+            (Curve("eval_language_share", "all"), *parts("language_share", domains=False)),
+            bounded=True,
+        ),
+        Panel("Loss in nats per token", (Curve("loss", "training"), Curve("eval_loss", "held out"))),
+        Panel("Tokens predicted right", (Curve("mean_token_accuracy", "training"),), bounded=True),
         Panel(
             "Reward",
             (
@@ -90,6 +107,8 @@ def panels(log_history: Sequence[Mapping[str, Any]], cons_k: int | None = None) 
     ]
     if "completions/truncated" in logged:  # the engine's finish reason, better than TRL's clipped_ratio (trap 17)
         logged.discard("completions/clipped_ratio")
+    if "reward" in logged:  # the loss of reinforcement learning says nothing: only supervised runs show theirs
+        logged.discard("loss")
     found = [
         Panel(panel.title, tuple(c for c in panel.curves if c.metric in logged), panel.bounded) for panel in wanted
     ]
@@ -132,6 +151,21 @@ def plot_curves(
         flat[0].text(0.5, 0.5, "nothing was logged", ha="center", va="center")
     if title:
         figure.suptitle(title, fontsize=11)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG in one step and close it.
+
+    Args:
+        figure (`Figure`): The figure.
+        path (`str` or `Path`): The file; its folder is made if needed.
+
+    Returns:
+        `Path`: The file.
+    """
+    from matplotlib import pyplot as plt
+
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.tmp")
@@ -192,27 +226,32 @@ def _cell(value: float | None, interval: Sequence[float] | None, share: bool, si
 
 
 def _draw(axis: Axes, panel: Panel, log_history: Sequence[Mapping[str, Any]]) -> None:
-    for colour, curve in zip(cycle(_COLOURS), panel.curves, strict=False):
-        steps, values = _series(log_history, curve.metric)
+    for colour, curve in zip(cycle(COLOURS), panel.curves, strict=False):
+        steps, values = series(log_history, curve.metric)
         few = len(steps) <= 30
         axis.plot(steps, values, color=colour, label=curve.label, marker="o" if few else None, markersize=3, lw=1.4)
         if curve.low and curve.high:
-            bounds = [_series(log_history, bound) for bound in (curve.low, curve.high)]
+            bounds = [series(log_history, bound) for bound in (curve.low, curve.high)]
             if len(bounds[0][0]) == len(bounds[1][0]):
                 axis.fill_between(bounds[0][0], bounds[0][1], bounds[1][1], color=colour, alpha=0.15, lw=0)
-    if panel.bounded:
+    style_axis(axis, panel.title, bounded=panel.bounded, legend=len(panel.curves) > 1)
+
+
+def style_axis(axis: Axes, title: str, *, bounded: bool = False, legend: bool = False, xlabel: str = "step") -> None:
+    """Give a panel its title, grid and legend; `bounded` panels show shares from 0 to 1."""
+    if bounded:
         axis.set_ylim(-0.02, 1.02)
-    axis.set_title(panel.title, fontsize=10)
-    axis.set_xlabel("step", fontsize=8)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel(xlabel, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
-    if len(panel.curves) > 1:
+    if legend:
         axis.legend(fontsize=7, frameon=False)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
 
-def _series(log_history: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], list[float]]:
+def series(log_history: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric; a step logged twice, as after a resume, keeps its last value."""
     points = {
         int(entry["step"]): float(entry[metric])
