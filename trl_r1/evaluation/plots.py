@@ -121,6 +121,7 @@ def plot_curves(
     *,
     title: str = "",
     cons_k: int | None = None,
+    columns: int | None = None,
 ) -> Path:
     """Draw the curves of a run into a PNG file.
 
@@ -129,6 +130,7 @@ def plot_curves(
         path (`str` or `Path`): File to write; replaced in one step, so that a kill leaves the old picture or the new.
         title (`str`, *optional*): Line above the panels.
         cons_k (`int`, *optional*): Votes of the cons@k to draw; every one logged by default.
+        columns (`int`, *optional*): Panels side by side; by default three, or four where there are many.
 
     Returns:
         `Path`: The picture.
@@ -139,7 +141,7 @@ def plot_curves(
     from matplotlib import pyplot as plt
 
     shown = panels(log_history, cons_k)
-    columns = 4 if len(shown) > 6 else min(3, max(1, len(shown)))
+    columns = columns or (4 if len(shown) > 6 else min(3, max(1, len(shown))))
     rows = max(1, math.ceil(len(shown) / columns))
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows), squeeze=False, layout="constrained")
     flat: list[Axes] = list(axes.flat)

@@ -291,7 +291,7 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
         "step": rollout.step,
         "tokens": rollout.tokens,
         "truncated": rollout.truncated,
-        "title": _one_line(question)[-90:],
+        "title": _title_of(question),
         "question": _cut(question, _QUESTION_CHARACTERS),
         "thinking": _cut(response.reasoning, _TEXT_CHARACTERS) or "(none)",
         "answer": _cut(response.summary.strip() or rollout.completion, _TEXT_CHARACTERS),
@@ -300,8 +300,11 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _title_of(question: str) -> str:
+    """The question without the plain-text template around it (trl_r1/r1_zero.jinja), on one line."""
+    asked = question.rpartition("User: ")[2].rpartition("Assistant:")[0] or question
+    line = " ".join(asked.split())
+    return line if len(line) <= 100 else line[:99] + "…"
 
 
 def _cut(text: str, most: int) -> str:

@@ -38,8 +38,9 @@ def write_report_page(folders: list[str], output: str | Path | None = None) -> P
 
 
 def _prepared(run: Run, target: Path, alone: bool) -> ReportRun:
+    # Not the name of the stage's own picture, which may lie in the same folder.
     prefix = "" if alone else run.name.replace("/", "_") + "_"
-    curves = plot_curves(run.log, target / f"{prefix}curves.png") if run.log else None
+    curves = plot_curves(run.log, target / f"{prefix}report_curves.png", columns=3) if run.log else None
     rollouts = run.rollouts() if run.has_rollouts else []
     periods = over_training(rollouts) if rollouts else []
     behaviours = plot_behaviours({run.name: periods}, target / f"{prefix}behaviours.png") if periods else None
