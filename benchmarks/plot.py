@@ -153,6 +153,16 @@ REWARDS: list[Column] = [
     ("equal totals", lambda row: {True: "yes", False: "no", None: "–"}[row["equal"]]),
 ]
 
+SANDBOX: list[Column] = [
+    ("way", lambda row: row["way"]),
+    ("programs", number("programs", ".0f")),
+    ("programs/s, one core", number("programs_per_s", ".1f")),
+    ("median (ms)", number("median_ms", ".1f")),
+    ("quickest tenth (ms)", number("fastest_ms", ".1f")),
+    ("× bubblewrap", number("ratio", ".2f")),
+    ("load of the machine", number("load", ".1f")),
+]
+
 
 def profile_table(rows: Sequence[Row]) -> str:
     """Return where the time of the profiled steps went, in shares of the step."""
@@ -314,6 +324,8 @@ def main(argv: list[str] | None = None) -> int:
     text = fill(text, "rollout", rollout_table(read(arguments.results, "rollout")))
     rewards = read(arguments.results, "rewards")
     text = fill(text, "rewards", table(rewards, REWARDS) if rewards else "Not measured yet.")
+    programs = read(arguments.results, "sandbox")
+    text = fill(text, "sandbox", table(programs, SANDBOX) if programs else "Not measured yet.")
     if arguments.check:
         if text != before:
             print(f"{arguments.readme} is out of date: run python benchmarks/plot.py")

@@ -2,6 +2,7 @@
 
     python recipes/pretrain_nano.py --output_dir runs/nano_base                    # the default base
     python recipes/pretrain_nano.py --output_dir runs/nano_flat --reflect 0        # a world without reflection
+    python recipes/pretrain_nano.py --output_dir runs/nano_small --size small      # the student of distillation
     python recipes/pretrain_nano.py --measure nano --report recipes/results/nano_base.json
 
 Every dial of `NanoWorld` and every field of `PretrainArguments` is an option. About three minutes on a GPU, ninety on two cores.

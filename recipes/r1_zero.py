@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from trl_r1.cli import run_r1_zero
+from trl_r1.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run_r1_zero(sys.argv[1:]))
+    sys.exit(run("r1-zero", sys.argv[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
@@ -15,7 +16,9 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "trl_r1.cli", *args], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["r1-zero", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], [], *([c.name, "--help"] for c in cli.COMMANDS if c.options)]
+)
 def test_help_loads_nothing_heavy(args: list[str]) -> None:
     program = (
         "import sys, trl_r1.cli\n"
@@ -37,6 +40,21 @@ def test_unknown_command_is_refused() -> None:
     assert "r1-zero" in done.stderr
 
 
+def test_exit_status_is_the_functions_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def answers(args: list[str]) -> int:
+        seen.append(args)
+        return 3
+
+    module = type(sys)("trl_r1_test_command")
+    module.main = answers  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("probe", f"{module.__name__}:main", "look closer"),))
+    assert cli.main(["probe", "runs/a", "runs/b", "--help", "-k", "4"]) == 3
+    assert seen == [["runs/a", "runs/b", "--help", "-k", "4"]]
+
+
 def test_error_says_the_fix_and_sets_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["r1-zero", "--config", "nano_tpu"]) == 1
     message = capsys.readouterr().err
@@ -45,15 +63,26 @@ def test_error_says_the_fix_and_sets_the_exit_code(capsys: pytest.CaptureFixture
 
 
 def test_demo_is_nano_cpu_in_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl_r1.pipeline import stages
+
     seen: list[list[str]] = []
-    monkeypatch.setattr(cli, "run_r1_zero", lambda args: seen.append(args) or 0)
+    monkeypatch.setattr(stages, "run_r1_zero", seen.append)
     assert cli.main(["demo", "--max_steps", "3"]) == 0
     assert seen == [
         ["--config", "nano_cpu", "--output_dir", "runs/demo", "--overwrite", "true", "--max_steps", "3"],
     ]
 
 
-def test_several_processes_go_through_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_its_function(command: cli.Command) -> None:
+    module, _, function = command.function.partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("name", "started"), [("r1-zero", "r1-zero"), ("demo", "r1-zero"), ("reasoning-rl", "reasoning-rl")]
+)
+def test_several_processes_go_through_accelerate(name: str, started: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
     def launched(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -61,19 +90,20 @@ def test_several_processes_go_through_accelerate(monkeypatch: pytest.MonkeyPatch
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr(cli.subprocess, "run", launched)
-    assert cli.main(["r1-zero", "--num_processes", "2", "--config", "nano_cpu"]) == 7
+    assert cli.main([name, "--num_processes", "2", "--config", "nano_cpu"]) == 7
     (command,) = seen
+    assert started in command
+    assert name == started or name not in command
     assert command[command.index("--num_processes") + 1] == "2"
     assert command[-2:] == ["--config", "nano_cpu"]
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import trl_r1.pipeline as pipeline
+    from trl_r1.pipeline import stages
 
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt("Stopped at step 3. Continue with --resume_from_checkpoint auto.")
 
-    monkeypatch.setattr(pipeline, "parse_r1_zero", lambda args: (None,), raising=False)
-    monkeypatch.setattr(pipeline, "r1_zero", stopped, raising=False)
+    monkeypatch.setattr(stages, "run_r1_zero", stopped)
     assert cli.main(["r1-zero"]) == 130
     assert "--resume_from_checkpoint auto" in capsys.readouterr().err

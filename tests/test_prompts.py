@@ -80,6 +80,7 @@ def test_auto_takes_chat_only_with_a_chat_template(tokenizer):
 
 
 def test_chat_template_that_opens_the_thinking_is_detected(tokenizer):
+    """Trap 2."""
     tokenizer.chat_template = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     template = select_template(tokenizer)
     assert template.prefill == "<think>\n"

@@ -17,6 +17,7 @@ from trl_r1.responses import boxes, completion_text, last_number, parse
     ],
 )
 def test_strict_form_is_recognised(text):
+    """Trap 1."""
     assert parse(text).well_formed
     assert parse(text).answer == "72"
 
@@ -47,10 +48,12 @@ def test_strict_form_is_recognised(text):
     ],
 )
 def test_every_other_form_is_malformed(text):
+    """Trap 1."""
     assert not parse(text).well_formed
 
 
 def test_prefill_is_part_of_the_form():
+    """Trap 2."""
     written = "a </think> <answer> 72 </answer>"
     assert not parse(written).well_formed
     assert parse(written, prefill="<think>\n").well_formed
@@ -78,6 +81,7 @@ def test_prefill_is_part_of_the_form():
     ],
 )
 def test_only_what_follows_the_thinking_is_the_answer(text, answer):
+    """Trap 3."""
     assert parse(text).answer == answer
 
 
@@ -97,6 +101,7 @@ def test_only_what_follows_the_thinking_is_the_answer(text, answer):
     ],
 )
 def test_two_different_final_answers_are_none(end, answer):
+    """Trap 3."""
     response = parse("<think> a </think> " + end)
     assert response.answer == answer
     assert bool(response.flags) or answer == "72"
@@ -167,6 +172,7 @@ def test_last_number(text, number):
     ],
 )
 def test_long_completions_take_bounded_time(text):
+    """Trap 8."""
     start = time.process_time()
     response = parse(text)
     last_number(text)

@@ -129,3 +129,12 @@ def test_sft_collator_tells_where_sequences_begin():
 def test_the_fused_head_takes_labels_that_are_shifted_already():
     """A packed row's labels do not follow from its tokens shifted by one: the next token may be another sequence's."""
     assert "shift_labels is None" in inspect.getsource(trl_utils.add_fused_lm_head)
+
+
+def test_sft_constructor_does_what_ours_wraps():
+    """Rows that are tokenised already are left alone; packs of candidates skip preparation; the model loader is TRL's."""
+    constructor = inspect.getsource(SFTTrainer.__init__)
+    assert '"skip_prepare_dataset"' in constructor
+    assert "create_model_from_path(model, **model_init_kwargs)" in constructor
+    assert 'is_processed = "input_ids" in column_names' in inspect.getsource(SFTTrainer._prepare_dataset)
+    assert "lm_head.bias" in inspect.getsource(trl_utils.add_fused_lm_head)  # which PEFT's wrapper of new rows hides

@@ -141,6 +141,7 @@ def test_workers_import_no_torch(pool):
     ],
 )
 def test_a_bad_item_fails_alone(pool, function, kind):
+    """Trap 7."""
     before = pool.replaced
     numbers = [*range(20), -1, *range(20)]
     results = pool.map(function, numbers)

@@ -40,7 +40,7 @@ _PREFILL = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
 def template_source(name: str) -> str:
-    """Return the text of a shipped template, `"r1_zero"` or `"r1_chat"`."""
+    """Return the text of a shipped template: `"r1_zero"`, `"r1_chat"`, `"direct"` or `"rewrite"`."""
     return (Path(__file__).parent / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
@@ -238,3 +238,95 @@ def gold_completion(
         return end
     start = "" if opened.endswith(THINK_OPEN) else f"{THINK_OPEN} "
     return f"{start}{reasoning} </think> {end}"
+
+
+def direct_prompt(question: str, *, language: str | None = None, form: str = "boxed") -> str:
+    """Ask for a long chain of thought with reflection and verification (arXiv 2501.12948v1 §2.3.1; `direct.jinja`).
+
+    Args:
+        question (`str`): The question.
+        language (`str`, *optional*): ISO 639-1 code of the language to think in; the question's own when not given.
+        form (`str`, defaults to `"boxed"`): The form asked for, one of [`FORMS`].
+
+    Returns:
+        `str`: The message for the model.
+    """
+    if form not in FORMS:
+        raise unknown("answer form", form, FORMS)
+    asked = {"question": question.strip(), "language": language_name(language), "form": form}
+    return _compiled(template_source("direct")).render(**asked)
+
+
+def rewrite_prompt(question: str, reasoning: str, answer: str, *, language: str | None = None) -> str:
+    """Ask for a readable version of a chain of thought (arXiv 2501.12948v2 B.3.2; `rewrite.jinja`).
+
+    Args:
+        question (`str`): The question.
+        reasoning (`str`): The thinking, without tags.
+        answer (`str`): The right answer, which must stay.
+        language (`str`, *optional*): ISO 639-1 code of the question's language.
+
+    Returns:
+        `str`: The message for the model, whose reply [`read_rewrite`] reads.
+    """
+    asked = {
+        "question": question.strip(),
+        "reasoning": reasoning,
+        "answer": answer,
+        "language": language_name(language),
+    }
+    return _compiled(template_source("rewrite")).render(**asked)
+
+
+_REWRITE = re.compile(r"<reasoning>(.*)</reasoning>\s*<summary>(.*)</summary>", re.DOTALL)
+
+
+def read_rewrite(reply: str) -> tuple[str, str] | None:
+    """Take the reply to [`rewrite_prompt`] apart.
+
+    Args:
+        reply (`str`): What the model wrote; its own thinking, if any, is passed over.
+
+    Returns:
+        `tuple[str, str]` or `None`: The thinking and the summary; `None` when the reply does not have the form.
+    """
+    found = _REWRITE.search(reply.rpartition("</think>")[2])
+    parts = (found[1].strip(), found[2].strip()) if found else ("", "")
+    return parts if all(parts) else None
+
+
+def r1_completion(reasoning: str, answer: str, summary: str = "", *, form: str = "boxed") -> str:
+    r"""Put a completion together in the form that supervised fine-tuning teaches.
+
+    Args:
+        reasoning (`str`): The thinking, without tags.
+        answer (`str`): The final answer.
+        summary (`str`, defaults to `""`):
+            What follows the thinking in the form `"boxed"`; without one, or where it has no box, a sentence with the answer
+            is written. The form `"answer"` has no place for it.
+        form (`str`, defaults to `"boxed"`): `"boxed"` (R1's thinking and summary) or `"answer"` (R1-Zero's tags).
+
+    Returns:
+        `str`: E.g. `"<think>\n…\n</think>\n\n… \boxed{72}."`.
+    """
+    if form not in FORMS:
+        raise unknown("answer form", form, FORMS)
+    if form == "answer":
+        return f"{THINK_OPEN} {reasoning.strip()} </think> <answer> {answer.strip()} </answer>"
+    closing = summary.strip()
+    if "\\boxed{" not in closing:
+        closing = f"{closing}\n\nThe answer is \\boxed{{{answer.strip()}}}.".strip()
+    return f"{THINK_OPEN}\n{reasoning.strip()}\n</think>\n\n{closing}"
+
+
+_LANGUAGES = {
+    "en": "English", "zh": "Chinese", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "ja": "Japanese",
+    "ko": "Korean", "pt": "Portuguese", "ru": "Russian", "ar": "Arabic", "hi": "Hindi",
+}  # fmt: skip
+
+
+def language_name(code: str | None) -> str:
+    """Name a language in a prompt: `"en"` is English, `None` the language of the question."""
+    return (
+        "the language of the question" if code is None else _LANGUAGES.get(code, f"the language with the code {code!r}")
+    )

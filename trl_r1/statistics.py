@@ -138,6 +138,44 @@ def paired_difference(
     return bootstrap_mean(second - first, confidence=confidence, resamples=resamples, seed=seed)
 
 
+def paired_ratio_difference(
+    before: tuple[ArrayLike, ArrayLike],
+    after: tuple[ArrayLike, ArrayLike],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate by how much a ratio of sums over the *same* problems rose, such as words in a language ÷ all words.
+
+    Args:
+        before (`tuple[ArrayLike, ArrayLike]`, each of shape `(n_problems,)` or `(n_seeds, n_problems)`):
+            Numerators and denominators, as in [`bootstrap_ratio`].
+        after (`tuple[ArrayLike, ArrayLike]` of the same shapes): The other model's.
+        confidence (`float`, defaults to 0.95): Mass of the interval.
+        resamples (`int`, defaults to 4000): Number of bootstrap resamples.
+        seed (`int`, defaults to 0): Seed of the resampling.
+
+    Returns:
+        [`Estimate`]: Difference of the two ratios and its interval; all NaN when a side's denominators sum to 0.
+
+    Raises:
+        `ValueError`: If the shapes differ.
+    """
+    sums = [_two_levels(values) for values in (*before, *after)]
+    if len({array.shape for array in sums}) > 1:
+        raise ValueError(f"A paired contrast needs equal shapes, got {[array.shape for array in sums]}.")
+    if not sums[1].sum() or not sums[3].sum():
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    # The same seed draws the same problems on both sides: the resamples are paired.
+    first, second = (_resampled_ratios(sums[i], sums[i + 1], resamples, seed) for i in (0, 2))
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(second - first, [tail, 1 - tail])
+    value = sums[2].sum() / sums[3].sum() - sums[0].sum() / sums[1].sum()
+    known = int(((sums[1] + sums[3]).sum(axis=0) > 0).sum())
+    return Estimate(float(value), float(low), float(high), known)
+
+
 def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> NDArray[np.float64]:
     """Unbiased pass@k, 1 - C(n - c, k) / C(n, k), of problems with `c` right out of `n` samples.
 

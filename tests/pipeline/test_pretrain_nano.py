@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trl_r1.exceptions import ConfigurationError
 from trl_r1.nano import NanoWorld, checkpoint_path
+from trl_r1.nano.model import SIZES, build_model
 from trl_r1.pipeline.pretrain_nano import PretrainArguments, measure, pack, save, train
 
 
@@ -32,3 +34,13 @@ def test_training_lowers_the_loss_and_the_checkpoint_can_be_measured(tmp_path: P
     found = measure(save(model, tokenizer, tmp_path), questions=2, samples=16, max_tokens=8)
     assert found["pass@1"] == 0
     assert found["groups_without_spread"] == 1
+
+
+def test_the_small_size_is_two_fifths_of_the_default() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
+    sizes = {size: build_model(tokenizer, size=size).num_parameters() for size in SIZES}
+    assert sizes == {"default": 2_740_960, "small": 1_148_576}
+    with pytest.raises(ConfigurationError, match=r"Unknown size of a nano model 'tiny'.*'small'"):
+        build_model(tokenizer, size="tiny")

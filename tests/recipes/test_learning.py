@@ -30,8 +30,8 @@ SHORT = [
 ]
 
 
-def run(output_dir, *options):
-    command = [sys.executable, "recipes/r1_zero.py", *SHORT, "--output_dir", str(output_dir), *options]
+def run(output_dir, *options, recipe="r1_zero"):
+    command = [sys.executable, f"recipes/{recipe}.py", *SHORT, "--output_dir", str(output_dir), *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads((Path(output_dir) / "report.json").read_text())
@@ -46,8 +46,11 @@ def test_held_out_accuracy_rises(tmp_path):
 
 
 def test_nothing_is_learned_with_a_learning_rate_of_zero(tmp_path):
-    report = run(tmp_path, "--learning_rate", "0", "--max_steps", "2")
+    # Reasoning RL, so that a mixture of domains goes through the real engine as well.
+    report = run(tmp_path, "--learning_rate", "0", "--max_steps", "2", recipe="reasoning_rl")
     assert report["after"]["pass@1"] == pytest.approx(report["before"]["pass@1"], abs=0.02)
+    assert set(report["change_by_domain"]) == {"math", "logic", "stem", "code"}
+    assert report["before"]["by_language"]["zh"]["language_share"] > 0.5
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ GOLD = "<think> a </think> <answer> 72 </answer>"
 
 
 def test_strings_and_messages_score_alike():
+    """Trap 13."""
     texts = [GOLD, "<think> \\boxed{72} </think> <answer> 7 </answer>", "72", "<think> a </think> Thus \\boxed{72}."]
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     for completions in (texts, messages):
@@ -20,6 +21,7 @@ def test_accuracy_does_not_need_the_form():
 
 
 def test_prefill_is_told():
+    """Trap 2."""
     text = ["\\boxed{72} is what I think"]
     assert accuracy_reward(text, reference=["72"]) == [1.0]
     assert accuracy_reward(text, reference=["72"], prefill=["<think>\n"]) == [0.0]
@@ -28,6 +30,7 @@ def test_prefill_is_told():
 
 
 def test_none_where_nothing_can_tell():
+    """Trap 4."""
     rewards = accuracy_reward(
         [GOLD] * 5,
         reference=["72", "\\text{Tuesday}", "", "{}", "73"],
@@ -60,4 +63,5 @@ def test_the_table_of_completions_gets_answers():
 
 
 def test_picklable():
+    """Trap 13."""
     assert pickle.loads(pickle.dumps(accuracy_reward)) is accuracy_reward

@@ -7,6 +7,7 @@ SUMMARY = "<think> a </think> The answer is 72."
 
 
 def test_strict_and_think_only():
+    """Trap 1."""
     assert format_reward([STRICT, SUMMARY, "72"], reference=["1"] * 3) == [1.0, 0.0, 0.0]
     assert think_format_reward([STRICT, SUMMARY, "72"], reference=["1"] * 3) == [1.0, 1.0, 0.0]
 

@@ -15,6 +15,7 @@ MIXED = "<think>we add 它们</think> 3"
 
 
 def test_only_the_thinking_is_scored():
+    """Trap 12."""
     texts = [ENGLISH, CHINESE, MIXED]
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     for completions in (texts, messages):

@@ -95,6 +95,7 @@ def test_it_is_a_reward_like_any_other(workers):
 
 
 def test_a_stuck_answer_is_wrong_and_delays_nothing_else(unreliable, caplog):
+    """Trap 8."""
     texts = ["right", "wrong"] * 10
     with caplog.at_level(logging.WARNING):
         start = time.monotonic()

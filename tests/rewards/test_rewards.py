@@ -34,6 +34,7 @@ def test_unknown_reward_lists_those_that_exist(name):
 @pytest.mark.parametrize("prefill", ["", "<think>\n"])
 @pytest.mark.parametrize("form", ["answer", "boxed"])
 def test_gold_scores_the_maximum_under_every_template(form, prefill):
+    """Trap 2."""
     rewards = ["accuracy", "format" if form == "answer" else "think_format", "random"]
     shown = check_template(PromptTemplate("base", prefill=prefill, form=form), ROWS, rewards)
     assert len(shown) == 4

@@ -62,6 +62,7 @@ def test_repetition_is_trls():
 
 
 def test_soft_overlong_is_trls_and_clamped():
+    """Trap 9."""
     ids = [[1] * n for n in (10, 80, 90, 100, 101, 5_000)]
     rewards = SoftOverlongReward(max_length=100, cache=20)(completion_ids=ids)
     assert rewards == get_soft_overlong_punishment(100, 20)(completion_ids=ids)

@@ -29,6 +29,8 @@ def build(rows, tmp_path):
             "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "use_cpu": True,
             "bf16": False, "seed": 3,
         } | settings  # fmt: skip
+        if config is R1SFTConfig:
+            settings.setdefault("rows_per_step", settings["per_device_train_batch_size"])
         if not settings["packing"]:
             settings["max_length"] = None
         model = AutoModelForCausalLM.from_pretrained(checkpoint_path(), dtype=torch.float32)

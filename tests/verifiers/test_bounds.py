@@ -28,6 +28,7 @@ def overrun(results):
 
 
 def test_deadline_interrupts_on_the_main_thread_and_off_it():
+    """Trap 7."""
     here, there = [], []
     overrun(here)
     thread = threading.Thread(target=overrun, args=(there,))
@@ -62,6 +63,7 @@ def test_deadline_leaves_quick_work_alone():
 
 
 def test_digits_are_bounded_before_evaluation():
+    """Trap 8."""
     nine = Integer(9)
     assert digits(Pow(nine, Pow(nine, nine, evaluate=False), evaluate=False)) > 1e8
     assert digits(factorial(Integer(10) ** 9, evaluate=False)) == float("inf")

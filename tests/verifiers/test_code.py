@@ -77,6 +77,7 @@ def test_right_programs_pass(answer, reference):
     ],
 )
 def test_wrong_programs_fail_and_the_detail_says_how(answer, reference, detail):
+    """Trap 10."""
     correct, said = judged(answer, reference, time_limit=0.7 if "longer than 0.7" in detail else 30)
     assert correct is False
     assert detail in said
@@ -126,6 +127,7 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("reference", ["cases", "unit_tests"])
 def test_attacks_on_functions_score_zero(attack, reference):
+    """Trap 10."""
     lines = "def check(g):\n    assert abs(g(2) - 4) < 0.1\n    assert math.isclose(g(1), 1)\n    assert g(3) == 9"
     tests = {"cases": SQUARE, "unit_tests": {"unit_tests": lines, "function": "f"}}[reference]
     correct, detail = judged(ATTACKS[attack], tests, time_limit=30)
@@ -148,7 +150,7 @@ text.append(repr([o for o in gc.get_objects() if isinstance(o, (dict, list, tupl
 
 @pytest.mark.parametrize("form", ["tests", "cases", "unit_tests"])
 def test_expected_values_cannot_be_read(form):
-    """The program looks everywhere for the expected value and returns it when it finds it."""
+    """Trap 10. The program looks everywhere for the expected value and returns it when it finds it."""
     secret = "7919" * 3
     # The secret is put together (at run time), for the program's own text and constants are among what it reads.
     find = SEARCH + "needle = ''.join(['79', '19'] * 3).encode()\nfound = any(needle in t for t in text)\n"
@@ -254,6 +256,7 @@ def test_cpp():
     ],
 )
 def test_unreadable_references(reference, reason):
+    """Trap 4."""
     bad = Row("", reference, domain="code")
     assert reason in readable(bad)
     assert verify("print(1)", bad).correct is None

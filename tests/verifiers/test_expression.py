@@ -42,10 +42,12 @@ def puzzle(numbers, target, **more):
     ],
 )
 def test_answers(answer, right):
+    """Trap 11."""
     assert verify(answer, puzzle([3, 5, 7], 22)).correct is right
 
 
 def test_arithmetic_is_exact():
+    """Trap 11."""
     assert verify("8 / (3 - 8 / 3)", puzzle([8, 8, 3, 3], 24)).correct
     assert verify("8 / (3 - 8 / 3)", puzzle([8, 8, 3, 3], 24.000000001)).correct is False
     assert verify("1 / 3 + 1 / 3 + 1 / 3", puzzle([1, 3, 1, 3, 1, 3], 1)).correct
@@ -53,6 +55,7 @@ def test_arithmetic_is_exact():
 
 
 def test_any_allows_to_leave_numbers_out_but_not_to_repeat_them():
+    """Trap 11."""
     assert verify("3 * 5", puzzle([3, 5, 7], 15, use="any")).correct
     assert verify("3 * 5", puzzle([3, 5, 7], 15)).correct is False
     assert verify("5 + 5 + 5", puzzle([3, 5, 7], 15, use="any")).correct is False

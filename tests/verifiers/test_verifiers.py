@@ -43,6 +43,7 @@ def rows_of(name):
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are not at {DATA}")
 @pytest.mark.parametrize("name", ["gsm8k_train", "gsm8k_test", "math500", "aime24", "mmlu_stem", "cmath"])
 def test_gold_answers_of_real_data(name):
+    """Trap 5."""
     rows = rows_of(name)
     unreadable = {row.reference for row in rows if readable(row)}
     assert unreadable == UNREADABLE.get(name, set())
@@ -112,6 +113,7 @@ def test_unknown_names_are_refused():
 
 
 def test_check_references_names_rows_above_the_share():
+    """Trap 4."""
     rows = [Row("", "1"), Row("", "A"), Row("", "", domain="general")]
     assert check_references(rows, 0.5) == [1]
     with pytest.raises(DataError, match=r"1 of 2 gold answers \(50.0%\).*row 1: 'A'"):

@@ -38,6 +38,9 @@ class CardFacts:
         languages (`Sequence[str]`, defaults to none): ISO 639-1 codes.
         license (`str`, *optional*): Hub licence id; unset by default, since it follows from the base model.
         notes (`Sequence[str]`, defaults to none): Sentences for the section on limits.
+        method (`str`, defaults to `"GRPO"`): The algorithm.
+        measured_on (`str`, *optional*): Data set of the held-out questions, where it is another than `dataset`.
+        training (`str`, defaults to `""`): Further sentences on how it was trained and on what data.
     """
 
     name: str
@@ -58,6 +61,9 @@ class CardFacts:
     languages: Sequence[str] = ()
     license: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    method: str = "GRPO"
+    measured_on: str | None = None
+    training: str = ""
 
 
 def model_card(facts: CardFacts) -> ModelCard:
@@ -78,7 +84,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         license=facts.license,
         library_name="peft" if facts.peft else "transformers",
         pipeline_tag="text-generation",
-        tags=["trl-r1", "trl", "grpo", facts.stage.lower().replace(" ", "-"), "reasoning"],
+        tags=["trl-r1", "trl", facts.method.lower(), facts.stage.lower().replace(" ", "-"), "reasoning"],
         eval_results=_eval_results(facts),
     )
     return ModelCard.from_template(data, template_path=str(_TEMPLATE), facts=facts)
@@ -108,12 +114,13 @@ def is_hub_id(name: str) -> bool:
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:
     names = [name for name in facts.summary if name == "pass@1" or name.startswith("cons@")]
+    measured_on = facts.measured_on or facts.dataset
     return [
         EvalResult(
             task_type="text-generation",
             task_name="Reasoning",
-            dataset_type=facts.dataset,
-            dataset_name=f"{facts.dataset} (held out)",
+            dataset_type=measured_on,
+            dataset_name=f"{measured_on} (held out)",
             metric_type=name,
             metric_name=name,
             metric_value=round(100 * float(facts.summary[name]), 2),

@@ -1,4 +1,4 @@
-"""Any data set becomes rows: from the Hub, a local file or the embedded `nano`, by a mapping of columns in YAML.
+"""Any data set becomes rows: from the Hub, a local file, reasoning-gym or the embedded `nano`, by columns named in YAML.
 
 Everything that can be wrong with the data is found here, before any weight is loaded.
 """
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 NANO = "nano"
 # How many rows `nano` draws when the configuration does not say.
 NANO_TRAIN_ROWS, NANO_TEST_ROWS = 4096, 512
+GYM = "gym"
+# Entry i of a reasoning-gym task is drawn from seed + i: splits and seeds lie too far apart to meet.
+_GYM_TEST_SEED, _GYM_SEED = 500_000_003, 1_000_000_007
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -39,7 +42,8 @@ class SourceConfig:
     Args:
         dataset (`str` or `dict`, defaults to `"nano:countdown"`):
             A Hub id; a local `.jsonl`, `.json`, `.parquet` or `.csv` file, or a folder; a mapping of splits to files;
-            or `nano:<task>[,<task>…]` for the embedded world (`nano` alone: all of its tasks).
+            `nano:<task>[,<task>…]` for the embedded world (`nano` alone: all of its tasks); or `gym:<task>[,<task>…]` for
+            tasks of reasoning-gym, verified by their own scorers.
         dataset_config (`str`, *optional*): Configuration name of a Hub data set.
         train_split (`str`, defaults to `"train"`): Split to train on.
         test_split (`str`, *optional*):
@@ -57,16 +61,19 @@ class SourceConfig:
             Dotted path of a function from a row of the data set (a dict) to a `Row`, its columns, or `None` to leave
             it out. Replaces `columns` and `patterns`.
         test_fraction (`float`, defaults to 0.05): Share of the questions held out when there is no test split.
-        split_seed (`int`, defaults to 0): Seed of that choice, and of what `nano` draws.
+        split_seed (`int`, defaults to 0): Seed of that choice, and of what `nano` and `gym` draw.
         max_rows (`int`, *optional*): Most training rows.
         max_test_rows (`int`, *optional*): Most held-out rows.
         max_unverifiable (`float`, defaults to 0.01): Largest share of gold answers that no verifier can read.
         depth (`int`, *optional*): Depth of the questions of `nano`.
+        gym_settings (`dict`, *optional*): Settings of the `gym` tasks, such as `{min_terms: 2, max_terms: 2}`.
     """
 
     dataset: dict[str, Any] | str | None = field(
         default="nano:countdown",
-        metadata={"help": "Hub id, local file or folder, {split: file} as JSON, or nano:<task>[,<task>]."},
+        metadata={
+            "help": "Hub id, local file or folder, {split: file} as JSON, nano:<task>[,<task>], gym:<task>[,<task>]."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -86,19 +93,23 @@ class SourceConfig:
         default=None, metadata={"help": "Dotted path of a function from a row of the data set to a Row or its columns."}
     )
     test_fraction: float = field(default=0.05, metadata={"help": "Share held out when there is no test split."})
-    split_seed: int = field(default=0, metadata={"help": "Seed of the held-out split and of what nano draws."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the held-out split and of what nano and gym draw."})
     max_rows: int | None = field(default=None, metadata={"help": "Most training rows."})
     max_test_rows: int | None = field(default=None, metadata={"help": "Most held-out rows."})
     max_unverifiable: float = field(
         default=0.01, metadata={"help": "Largest share of gold answers that no verifier can read."}
     )
     depth: int | None = field(default=None, metadata={"help": "Depth of nano's questions."})
+    gym_settings: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Settings of the gym tasks, e.g. {min_terms: 2}."}
+    )
 
     def __post_init__(self) -> None:
-        self.columns = _mapping("columns", self.columns)
-        self.patterns = _mapping("patterns", self.patterns)
+        self.columns = as_mapping("columns", self.columns)
+        self.patterns = as_mapping("patterns", self.patterns)
+        self.gym_settings = as_mapping("gym_settings", self.gym_settings)
         if isinstance(self.dataset, str) and self.dataset.lstrip().startswith("{"):
-            self.dataset = _mapping("dataset", self.dataset)
+            self.dataset = as_mapping("dataset", self.dataset)
         for name, mapped in (("columns", self.columns), ("patterns", self.patterns)):
             for key in mapped:
                 if key not in FIELDS:
@@ -121,20 +132,32 @@ class SourceConfig:
     @property
     def nano_tasks(self) -> list[str] | None:
         """Tasks of the embedded world; an empty list means all of them, `None` that this is another source."""
-        if not isinstance(self.dataset, str) or self.dataset.partition(":")[0] != NANO:
+        return self._tasks(NANO)
+
+    @property
+    def gym_tasks(self) -> list[str] | None:
+        """Tasks of reasoning-gym; `None` means that this is another source."""
+        return self._tasks(GYM)
+
+    def _tasks(self, kind: str) -> list[str] | None:
+        if not isinstance(self.dataset, str) or self.dataset.partition(":")[0] != kind:
             return None
         return [task.strip() for task in self.dataset.partition(":")[2].split(",") if task.strip()]
 
 
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    """Accept a mapping from YAML as it is, and one from the command line as JSON."""
+def as_mapping(name: str, value: Any) -> dict[str, Any]:
+    """Accept a mapping from YAML as it is, and one from the command line as JSON; none is empty.
+
+    Raises:
+        [`ConfigurationError`]: For anything else, naming the setting.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{name} is no JSON object: {value!r} ({error}).") from None
     if value is not None and not isinstance(value, Mapping):
-        raise ConfigurationError(f"{name} is a {type(value).__name__}. It must map names to names.")
+        raise ConfigurationError(f"{name} is a {type(value).__name__}. It must be a mapping.")
     return dict(value or {})
 
 
@@ -154,6 +177,8 @@ def load_rows(config: SourceConfig) -> DatasetDict:
     """
     if config.nano_tasks is not None:
         train, test = _nano_rows(config)
+    elif config.gym_tasks is not None:
+        train, test = _without_test(*_gym_rows(config))
     else:
         splits = _read(config)
         name = _test_name(config, splits)
@@ -255,6 +280,28 @@ def _nano_rows(config: SourceConfig) -> tuple[list[Row], list[Row]]:
     train = world.rows("train", config.max_rows or NANO_TRAIN_ROWS, tasks=tasks, **options)
     test = world.rows("test", config.max_test_rows or NANO_TEST_ROWS, tasks=tasks, **options)
     return train, test
+
+
+def _gym_rows(config: SourceConfig) -> tuple[list[Row], list[Row]]:
+    """Draw rows of reasoning-gym, as many of each task."""
+    from trl_r1.verifiers.gym import gym_rows
+
+    tasks, settings = config.gym_tasks, dict(config.gym_settings or {})
+    if not tasks:
+        raise unknown("source", config.dataset, ["gym:<task>[,<task>]"], "Name at least one task of reasoning-gym.")
+    splits = []
+    for offset, wanted in (
+        (0, config.max_rows or NANO_TRAIN_ROWS),
+        (_GYM_TEST_SEED, config.max_test_rows or NANO_TEST_ROWS),
+    ):
+        each, seed = -(-wanted // len(tasks)), config.split_seed * _GYM_SEED + offset
+        try:
+            drawn = [list(gym_rows(task, each, seed, **settings)) for task in tasks]
+        except (TypeError, AssertionError) as error:  # what reasoning-gym's configurations raise
+            raise ConfigurationError(f"gym_settings {settings} do not suit {', '.join(tasks)}: {error}.") from error
+        rows = [row for turn in zip(*drawn, strict=True) for row in turn]
+        splits.append([replace(row, domain=config.domain or row.domain) for row in rows])
+    return splits[0], splits[1]
 
 
 def _read(config: SourceConfig) -> Mapping[str, Dataset]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from trl_r1 import behaviours
 from trl_r1.evaluation.consensus import consensus
-from trl_r1.exceptions import ConfigurationError, DataError
+from trl_r1.exceptions import ConfigurationError, DataError, MissingExtraError
+from trl_r1.language import check_language, detect_language, language_share
 from trl_r1.nano import Trace, read_trace
 from trl_r1.responses import parse
 from trl_r1.rows import Completion, Row, Verdict, structured_reference
@@ -49,6 +50,9 @@ class ProblemScore:
         samples (`int`): Samples drawn, with or without a verdict.
         consensus (`float`): Share of blocks of `cons_k` samples whose majority answer is right; ties count in part.
         depth (`int`, *optional*): How hard the question is by construction: how many numbers an expression must use.
+        language (`str`, *optional*): The question's language: the row's, or the one that most of its words are in.
+        worded (`int`): Samples whose thinking has words, maths and code stripped.
+        in_language (`float`): Their shares of words in the question's language (method §5), summed.
     """
 
     id: str
@@ -72,6 +76,9 @@ class ProblemScore:
     consensus: float
     modes: dict[str, list[int]] = field(default_factory=dict)
     depth: int | None = None
+    language: str | None = None
+    worded: int = 0
+    in_language: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,15 @@ class Evaluation:
         """One figure per problem, for paired contrasts ([`trl_r1.statistics.paired_difference`]).
 
         Args:
-            metric (`str`): `"pass@1"`, `"pass@1_lenient"`, `"cons"`, `"well_formed"` or `"truncated"`.
+            metric (`str`):
+                `"pass@1"`, `"pass@1_lenient"`, `"cons"`, `"well_formed"`, `"truncated"`, or `"language_share"`.
 
         Returns:
-            `list[float]`: NaN where the problem's gold answer cannot be read.
+            `list[float]`: NaN where the problem's gold answer cannot be read, or no thinking has words.
         """
         nan = float("nan")
+        if metric == "language_share":
+            return [problem.in_language / problem.worded if problem.worded else nan for problem in self.problems]
         if metric == "cons":
             return [problem.consensus if problem.n else nan for problem in self.problems]
         name = {"pass@1": "correct", "pass@1_lenient": "lenient"}.get(metric, metric)
@@ -110,7 +120,8 @@ class Evaluation:
         Returns:
             `dict[str, Estimate]`: `pass@1`, `cons@k`, `pass@k`, `pass@1_lenient`, `well_formed`, `no_answer`,
             `truncated` (shares in [0, 1]); `mean_tokens`, `mean_tokens_correct` (tokens); `reflective_words` (per
-            completion), `repetition` (share); on nano's countdown `tries` (per completion), `gave_up` (share) and
+            completion), `repetition` (share), `language_share` (of the thinking's words, those in the question's language,
+            averaged over the samples that have words); on nano's countdown `tries` (per completion), `gave_up` (share) and
             `check_precision` (share of the checks claiming success that are true).
         """
         columns = {name: np.array([getattr(p, name) for p in self.problems], dtype=float) for name in _SUMS}
@@ -130,6 +141,7 @@ class Evaluation:
         found["mean_tokens"] = ratio("tokens", samples)
         found["mean_tokens_correct"] = ratio("tokens_correct", columns["finished_correct"])
         found["reflective_words"] = ratio("reflective", samples)
+        found["language_share"] = ratio("in_language", columns["worded"])
         if any(problem.modes for problem in self.problems):
             found["tries"] = ratio("tries", samples)
             found["gave_up"] = ratio("gave_up", samples)
@@ -142,7 +154,8 @@ class Evaluation:
         Returns:
             `dict`: Each metric's value; `intervals` with `[low, high]` by metric; `problems`, `samples` and
             `unverifiable` (problems whose gold answer cannot be read); `modes` (share and accuracy of each way of
-            answering) and `by_depth` (accuracy, and length of right, finished answers) where they are known.
+            answering) and `by_depth` (accuracy, and length of right, finished answers) where they are known; `by_domain`
+            and `by_language` ([`Evaluation.breakdown`]) where there is more than one.
         """
         estimates = self.estimates()
         return {
@@ -153,7 +166,42 @@ class Evaluation:
             "unverifiable": sum(problem.n == 0 for problem in self.problems),
             **({"modes": modes} if (modes := self._modes()) else {}),
             **({"by_depth": depths} if (depths := self._by_depth()) else {}),
+            **{f"by_{name}": parts for name in GROUPS if len(parts := self.breakdown(name)) > 1},
         }
+
+    def groups(self, name: str) -> dict[str, Evaluation]:
+        """The problems by domain or by language, as evaluations of their own.
+
+        Args:
+            name (`str`): `"domain"` or `"language"`; problems without a language are left out.
+        """
+        keys = sorted({key for problem in self.problems if (key := getattr(problem, name)) is not None})
+        return {key: replace(self, problems=[p for p in self.problems if getattr(p, name) == key]) for key in keys}
+
+    def breakdown(self, name: str) -> dict[str, dict[str, Any]]:
+        """Accuracy and language by domain or by language, for `report.json`.
+
+        Args:
+            name (`str`): `"domain"` or `"language"`.
+
+        Returns:
+            `dict[str, dict]`: For each one `problems`, `pass@1`, `language_share` (where thinking has words) and their
+            `intervals`.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for key, part in self.groups(name).items():
+            sums = [[getattr(problem, field) for problem in part.problems] for field in ("in_language", "worded")]
+            estimates = {
+                "pass@1": bootstrap_mean(part.per_problem("pass@1"), confidence=self.confidence),
+                "language_share": bootstrap_ratio(*sums, confidence=self.confidence),
+            }
+            known = {metric: estimate for metric, estimate in estimates.items() if estimate.n > 0}
+            found[key] = {
+                "problems": len(part.problems),
+                **{metric: estimate.value for metric, estimate in known.items()},
+                "intervals": {metric: [estimate.low, estimate.high] for metric, estimate in known.items()},
+            }
+        return found
 
     def _modes(self) -> dict[str, dict[str, float]]:
         counts: dict[str, list[int]] = {}
@@ -187,7 +235,12 @@ class Evaluation:
         return cls([ProblemScore(**p) for p in data["problems"]], data["cons_k"], tuple(data["pass_k"]))
 
 
-_SUMS = tuple(name for name in ProblemScore.__dataclass_fields__ if name not in ("id", "domain", "modes", "depth"))
+# What problems are told apart by.
+GROUPS = ("domain", "language")
+_SUMS = tuple(
+    name for name in ProblemScore.__dataclass_fields__ if name not in ("id", "domain", "modes", "depth", "language")
+)
+_FLOATS = ("repetition", "consensus", "in_language")
 
 
 def score(
@@ -248,11 +301,14 @@ def score_row(row: Row, completions: Sequence[Completion], cons_k: int) -> Probl
             verdicts[response.answer] = verify(response.answer, row)
     correct = [verdicts[response.answer].correct for response in responses]
     tally: Counter[str] = Counter()
-    repeated = 0.0
+    language = question_language(row)
+    repeated = in_language = 0.0
     modes: dict[str, list[int]] = {}
     for completion, response, right in zip(completions, responses, correct, strict=True):
         seen = behaviours.measure(completion.text)
         repeated += seen.repetition
+        share = language_share(response.reasoning, language) if language else None
+        in_language += share or 0.0
         tally.update(
             n=right is not None,
             correct=bool(right),
@@ -265,6 +321,7 @@ def score_row(row: Row, completions: Sequence[Completion], cons_k: int) -> Probl
             finished_correct=bool(right) and not completion.truncated,
             reflective=seen.reflective,
             samples=1,
+            worded=share is not None,
         )
         if (trace := _countdown_trace(row, response.reasoning)) is not None:
             reference = structured_reference(row.reference)
@@ -286,8 +343,27 @@ def score_row(row: Row, completions: Sequence[Completion], cons_k: int) -> Probl
         consensus=consensus(row, votes, verdicts, cons_k),
         modes=modes,
         depth=len(structured_reference(row.reference)["numbers"]) if row.verifier == "expression" else None,
-        **{name: int(tally[name]) for name in _SUMS if name not in ("repetition", "consensus")},
+        language=language,
+        in_language=in_language,
+        **{name: int(tally[name]) for name in _SUMS if name not in _FLOATS},
     )
+
+
+def question_language(row: Row) -> str | None:
+    """Return the language a row's thinking should be in: the row's own, or else the one most words of its question are in.
+
+    Returns:
+        `str` or `None`: An ISO 639-1 code; `None` for a question without words, and for languages that this machine cannot
+        tell apart (all but English and Chinese need lingua).
+    """
+    if row.language is None:
+        asked = row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"]
+        return detect_language(asked)
+    try:
+        check_language(row.language)
+    except MissingExtraError:
+        return None
+    return row.language
 
 
 def _countdown_trace(row: Row, thought: str) -> Trace | None:

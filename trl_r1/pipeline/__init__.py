@@ -6,12 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl_r1.pipeline.arguments import R1ZeroArguments, parse_r1_zero
-    from trl_r1.pipeline.stages import r1_zero
+    from trl_r1.pipeline.arguments import R1ZeroArguments, ReasoningRLArguments, parse_r1_zero, parse_reasoning_rl
+    from trl_r1.pipeline.stages import r1_zero, reasoning_rl
 
-__all__ = ["R1ZeroArguments", "parse_r1_zero", "r1_zero"]
+# Public name -> the module that defines it.
+_HOME = {
+    "R1ZeroArguments": "arguments",
+    "ReasoningRLArguments": "arguments",
+    "parse_r1_zero": "arguments",
+    "parse_reasoning_rl": "arguments",
+    "r1_zero": "stages",
+    "reasoning_rl": "stages",
+}
 
-_HOME = {"R1ZeroArguments": "arguments", "parse_r1_zero": "arguments", "r1_zero": "stages"}
+__all__ = ["R1ZeroArguments", "ReasoningRLArguments", "parse_r1_zero", "parse_reasoning_rl", "r1_zero", "reasoning_rl"]
 
 
 def __getattr__(name: str) -> Any:

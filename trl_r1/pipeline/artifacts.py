@@ -15,11 +15,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trl_r1.cards import CardFacts, write_card
 from trl_r1.evaluation import Evaluation
+from trl_r1.evaluation.metrics import GROUPS
 from trl_r1.evaluation.plots import before_after_table, plot_curves
-from trl_r1.pipeline.arguments import R1ZeroArguments
+from trl_r1.pipeline.arguments import RLArguments
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.preflight import Prepared
-from trl_r1.statistics import paired_difference
+from trl_r1.statistics import Estimate, paired_difference, paired_ratio_difference
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -54,9 +55,9 @@ def clear_run(folder: str | Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def draw_curves(trainer: R1GRPOTrainer, script_args: R1ZeroArguments) -> Path:
+def draw_curves(trainer: R1GRPOTrainer, script_args: RLArguments) -> Path:
     """Draw the run's curves beside its model; see [`~trl_r1.evaluation.plots.plot_curves`]."""
-    title = f"{script_args.stage_name} on {script_args.dataset}"
+    title = f"{script_args.stage_name} on {script_args.data_name}"
     return plot_curves(trainer.state.log_history, run_folder(trainer.args) / CURVES_FILE, title=title)
 
 
@@ -102,7 +103,7 @@ def versions() -> dict[str, str]:
 
 def write_report(
     trainer: R1GRPOTrainer,
-    script_args: R1ZeroArguments,
+    script_args: RLArguments,
     model_args: ModelConfig,
     *,
     before: Evaluation,
@@ -114,7 +115,7 @@ def write_report(
 
     Args:
         trainer ([`R1GRPOTrainer`]): After training.
-        script_args ([`R1ZeroArguments`]): The stage's settings.
+        script_args ([`RLArguments`]): The stage's settings.
         model_args ([`~trl.ModelConfig`]): The model's.
         before ([`Evaluation`]): The starting model.
         after ([`Evaluation`]): The trained model, on the same questions.
@@ -127,16 +128,19 @@ def write_report(
     args = cast("R1GRPOConfig", trainer.args)
     names = ("pass@1", "cons", "pass@1_lenient", "well_formed", "truncated")
     contrasts = {name: paired_difference(before.per_problem(name), after.per_problem(name)) for name in names}
+    contrasts["language_share"] = _language_change(before, after)
     report = {
         "stage": script_args.stage_name,
         "model": model_args.model_name_or_path or "nano",
-        "dataset": script_args.dataset,
+        "dataset": script_args.data_name,
         "before": before.summary(),
         "after": after.summary(),
         "change": {
             (f"cons@{after.cons_k}" if name == "cons" else name): [one.value, one.low, one.high]
             for name, one in contrasts.items()
+            if one.n
         },
+        **{f"change_by_{name}": changes for name in GROUPS if (changes := _changes(before, after, name))},
         "held_out": {
             "questions": len(after.problems),
             "samples": script_args.heldout_samples,
@@ -150,7 +154,7 @@ def write_report(
         "seed": args.seed,
         "world_size": trainer.accelerator.num_processes,
         "device": device_name(),
-        "rewards": list(script_args.rewards),
+        "rewards": script_args.reward_names,
         "settings": settings(args),
         "versions": versions(),
     }
@@ -159,13 +163,52 @@ def write_report(
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The before/after table of a report, as text."""
-    return before_after_table(report["before"], report["after"], report["change"])
+    """The before/after table of a report, as text; accuracy and language by domain and by language below it."""
+    tables = [before_after_table(report["before"], report["after"], report["change"])]
+    for name in GROUPS:
+        if f"by_{name}" in report["after"]:
+            before, after = (_flat(report[side][f"by_{name}"]) for side in ("before", "after"))
+            changes = {f"{m}, {key}": v for key, part in report[f"change_by_{name}"].items() for m, v in part.items()}
+            tables.append(before_after_table(before, after, changes))
+    return "\n\n".join(tables)
+
+
+def _flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A breakdown as one summary: `pass@1, math` and so on, sorted by metric."""
+    names = [(metric, key) for metric in ("pass@1", "language_share") for key in parts if metric in parts[key]]
+    return {
+        **{f"{metric}, {key}": parts[key][metric] for metric, key in names},
+        "intervals": {f"{metric}, {key}": parts[key]["intervals"][metric] for metric, key in names},
+    }
+
+
+def _language_change(before: Evaluation, after: Evaluation) -> Estimate:
+    """How much the thinking's share of the question's language rose, on the same questions."""
+    sides = [
+        ([problem.in_language for problem in side.problems], [problem.worded for problem in side.problems])
+        for side in (before, after)
+    ]
+    return paired_ratio_difference(*sides)
+
+
+def _changes(before: Evaluation, after: Evaluation, name: str) -> dict[str, dict[str, list[float]]]:
+    """Paired changes by domain or by language, where there are several."""
+    first, second = before.groups(name), after.groups(name)
+    found = {
+        key: {
+            "pass@1": paired_difference(first[key].per_problem("pass@1"), part.per_problem("pass@1")),
+            "language_share": _language_change(first[key], part),
+        }
+        for key, part in second.items()
+    }
+    if len(found) < 2:
+        return {}
+    return {key: {m: [one.value, one.low, one.high] for m, one in part.items() if one.n} for key, part in found.items()}
 
 
 def card_facts(
     trainer: R1GRPOTrainer,
-    script_args: R1ZeroArguments,
+    script_args: RLArguments,
     model_args: ModelConfig,
     prepared: Prepared,
     report: Mapping[str, Any],
@@ -177,8 +220,8 @@ def card_facts(
         name=(trainer.args.hub_model_id or folder.resolve().name).split("/")[-1],
         stage=script_args.stage_name,
         base_model=report["model"],
-        dataset=script_args.dataset,
-        rewards=list(script_args.rewards),
+        dataset=script_args.data_name,
+        rewards=script_args.reward_names,
         summary=report["after"],
         table=table(report),
         protocol=(
@@ -201,7 +244,7 @@ def write_model_card(facts: CardFacts, folder: str | Path) -> Path:
     return write_card(facts, folder)
 
 
-def push(trainer: R1GRPOTrainer, script_args: R1ZeroArguments) -> None:
+def push(trainer: R1GRPOTrainer, script_args: RLArguments) -> None:
     """Upload the folder to the Hub as TRL does, with our card in it. Every rank must call it."""
     card = run_folder(trainer.args) / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else None

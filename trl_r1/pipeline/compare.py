@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from trl_r1.evaluation.contrast import contrast, contrast_table
 from trl_r1.evaluation.comparison_plots import plot_pass_at_k
+from trl_r1.evaluation.contrast import contrast, contrast_table
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.runs import AFTER, BEFORE, read_evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_r1.evaluation import Evaluation, ProblemScore, score
+from trl_r1.evaluation.metrics import GROUPS
 from trl_r1.pipeline.files import read_json, write_json
 from trl_r1.responses import parse
 from trl_r1.rows import Completion, Prompt, Row
@@ -145,7 +147,10 @@ class HeldOutCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluate when the step count asks for it; all ranks see the same count, so all take part."""
         if self.trainer is not None and self.every_steps and state.global_step % self.every_steps == 0:
+            wanted = control.should_log
             log_evaluation(self.trainer, self.point.evaluate(self.trainer, self.show))
+            # Logging takes the wish to log back, and the step's own figures would wait for the next step.
+            control.should_log = wanted
 
 
 def log_evaluation(trainer: R1GRPOTrainer, evaluation: Evaluation, *, with_consensus: bool = True) -> None:
@@ -162,6 +167,14 @@ def log_evaluation(trainer: R1GRPOTrainer, evaluation: Evaluation, *, with_conse
         for name, estimate in estimates.items()
         if with_consensus or not name.startswith("cons@")
     }
+    # By domain and by language where there are several, as `eval_pass@1/math`, `eval_language_share/zh`.
+    for group in GROUPS:
+        parts = evaluation.groups(group)
+        for name, part in parts.items() if len(parts) > 1 else ():
+            for metric in ("pass@1", "language_share"):
+                known = [value for value in part.per_problem(metric) if not math.isnan(value)]
+                if known:
+                    logs[f"eval_{metric}/{name}"] = sum(known) / len(known)
     if "pass@1" in estimates:
         logs |= {"eval_pass@1_low": estimates["pass@1"].low, "eval_pass@1_high": estimates["pass@1"].high}
     # transformers' `log`, not GRPO's: GRPO's would flush the training metrics gathered so far into this entry.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from trl import ModelConfig
 
-    from trl_r1.pipeline.arguments import R1ZeroArguments
+    from trl_r1.pipeline.arguments import RLArguments
     from trl_r1.pipeline.preflight import Prepared
     from trl_r1.trainers import R1GRPOConfig
 
@@ -106,12 +106,12 @@ class Plan:
 
 
 def plan_r1_zero(
-    script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig, prepared: Prepared
+    script_args: RLArguments, training_args: R1GRPOConfig, model_args: ModelConfig, prepared: Prepared
 ) -> Plan:
     """Plan a run on this machine.
 
     Args:
-        script_args ([`R1ZeroArguments`]): `plan_mean_tokens`.
+        script_args ([`RLArguments`]): `plan_mean_tokens`.
         training_args ([`R1GRPOConfig`]): The algorithm.
         model_args ([`~trl.ModelConfig`]): Precision, LoRA, quantisation.
         prepared ([`~trl_r1.pipeline.preflight.Prepared`]): Prompts and tokenizer.

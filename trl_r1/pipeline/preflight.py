@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_r1.data.sources import load_rows
+from trl_r1.data.question_mixture import load_mixture
 from trl_r1.evaluation import check_k
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.options import check_options
 from trl_r1.modeling.memory import check_budget
 from trl_r1.nano import checkpoint_path
-from trl_r1.pipeline.arguments import R1ZeroArguments
+from trl_r1.pipeline.arguments import RLArguments
 from trl_r1.pipeline.heldout import HeldOut
 from trl_r1.prompts import PromptTemplate, select_template
-from trl_r1.rewards import RewardFunction, check_template, get_reward
+from trl_r1.rewards import RewardFunction, RewardRouter, build_rewards, check_template
 from trl_r1.rows import Row
+from trl_r1.verifiers import verifier_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # How many of the prompts with most characters are tokenised to find the one with most tokens.
 _LONGEST_PROMPTS = 64
+# Rows of each domain and verifier whose gold completion is scored before training.
+_CHECKED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,11 @@ class Prepared:
     held_out: HeldOut
 
 
-def prepare(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> Prepared:
+def prepare(script_args: RLArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> Prepared:
     """Load rows and tokenizer, choose the template, and check all of it together.
 
     Args:
-        script_args ([`R1ZeroArguments`]): Data, rewards, template, evaluation.
+        script_args ([`RLArguments`]): Data, rewards, template, evaluation.
         training_args ([`R1GRPOConfig`]): Batch sizes and generation.
         model_args ([`~trl.ModelConfig`]): The starting checkpoint.
 
@@ -75,15 +79,13 @@ def prepare(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_arg
         [`MissingExtraError`]: vLLM asked for and not installed.
     """
     check_k(script_args.heldout_samples, script_args.heldout_cons_k, script_args.heldout_pass_k)
-    rewards = [get_reward(name) for name in script_args.rewards]
-    if not rewards:
-        raise ConfigurationError("rewards is empty: name at least one, as R1-Zero's `accuracy format`.")
+    rewards = _rewards(script_args, training_args)
     model_path = resolve_model(model_args.model_name_or_path)
     if not script_args.preview:
         check_engine(model_path, training_args, model_args)
     # One process fills the caches first, the others read them.
     with training_args.main_process_first(desc="loading rows and tokenizer"):
-        splits = load_rows(script_args)
+        splits = load_mixture(script_args.sources)
         tokenizer = AutoTokenizer.from_pretrained(
             model_path, revision=_revision(model_path, model_args), padding_side="left"
         )
@@ -93,12 +95,62 @@ def prepare(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_arg
         train_dataset = template.apply(splits["train"])
     train, test = ([Row.from_columns(columns) for columns in splits[name]] for name in ("train", "test"))
     _check_amounts(train, test, training_args)
-    check_template(template, train[:16], rewards, tokenizer)
+    _check_domains(train, test, rewards)
+    check_template(template, some_of_each(train, _CHECKED_ROWS), rewards, tokenizer)
     if isinstance(training_args.max_tokens_per_microbatch, int):
         check_budget(training_args.max_tokens_per_microbatch, _longest_prompt(train_dataset["prompt"], tokenizer))
     return Prepared(
         model_path, tokenizer, template, rewards, train, train_dataset, _held_out(script_args, template, test)
     )
+
+
+def _rewards(script_args: RLArguments, training_args: R1GRPOConfig) -> list[RewardFunction]:
+    rewards = build_rewards(
+        script_args.rewards or [],
+        settings=script_args.reward_settings,  # type: ignore[arg-type]
+        domains=script_args.domain_rewards,  # type: ignore[arg-type]
+        max_length=training_args.longest_completion,
+    )
+    weights = cast("list[float] | None", training_args.reward_weights)
+    if weights is not None and len(weights) != len(rewards):
+        names = ", ".join(getattr(reward, "__name__", "?") for reward in rewards)
+        raise ConfigurationError(
+            f"reward_weights has {len(weights)} weights for {len(rewards)} rewards ({names}). Give one each, in this order."
+        )
+    return rewards
+
+
+def some_of_each(rows: Sequence[Row], n: int) -> list[Row]:
+    """The first rows of every domain and verifier, in their order.
+
+    Args:
+        rows (`Sequence[Row]`): Rows.
+        n (`int`): How many of each.
+
+    Returns:
+        `list[Row]`
+    """
+    seen: Counter[tuple[str, str | None]] = Counter()
+    kept = []
+    for row in rows:
+        kind = (row.domain, row.verifier)
+        seen[kind] += 1
+        if seen[kind] <= n:
+            kept.append(row)
+    return kept
+
+
+def _check_domains(train: Sequence[Row], test: Sequence[Row], rewards: Sequence[RewardFunction]) -> None:
+    """Refuse domains without a route, and say which rows no reward can score."""
+    for reward in rewards:
+        if isinstance(reward, RewardRouter):
+            reward.check_domains(sorted({row.domain for row in (*train, *test)}))
+    unruled = sorted({row.domain for row in train if verifier_name(row) is None})
+    if unruled and any(getattr(reward, "__name__", "") == "accuracy_reward" for reward in rewards):
+        logger.warning(
+            "Rows of %s have no rule: accuracy is None for them, so they teach nothing. Name their rewards in domain_rewards.",
+            ", ".join(unruled),
+        )
 
 
 def _longest_prompt(prompts: Iterable[Any], tokenizer: Any) -> int:
@@ -170,7 +222,7 @@ def render_preview(prepared: Prepared, rows: int = 3) -> str:
     Returns:
         `str`: Text for a terminal.
     """
-    shown = check_template(prepared.template, prepared.train[:rows], prepared.rewards, prepared.tokenizer)
+    shown = check_template(prepared.template, _different(prepared.train, rows), prepared.rewards, prepared.tokenizer)
     blocks = [
         f"── row {number} " + "─" * 60 + f"\n{rendered}\n·· gold completion ·· {gold}\n·· rewards ·· "
         + ", ".join(f"{name} {score}" for name, score in scores.items())
@@ -182,6 +234,12 @@ def render_preview(prepared: Prepared, rows: int = 3) -> str:
         f"template {prepared.template.name!r}; no weights were loaded."
     )
     return "\n\n".join(blocks)
+
+
+def _different(rows: Sequence[Row], n: int) -> list[Row]:
+    """Rows of as many kinds as possible: the first of each domain, then the next ones."""
+    first = some_of_each(rows, 1)
+    return [*first[:n], *[row for row in rows[: n + len(first)] if row not in first][: max(0, n - len(first))]]
 
 
 def _check_amounts(train: Sequence[Row], test: Sequence[Row], training_args: R1GRPOConfig) -> None:
@@ -197,7 +255,7 @@ def _check_amounts(train: Sequence[Row], test: Sequence[Row], training_args: R1G
         )
 
 
-def _held_out(script_args: R1ZeroArguments, template: PromptTemplate, test: list[Row]) -> HeldOut:
+def _held_out(script_args: RLArguments, template: PromptTemplate, test: list[Row]) -> HeldOut:
     if len(test) < script_args.heldout_questions:
         logger.warning(
             "Only %d questions are held out, %d were asked for: intervals will be wider.",

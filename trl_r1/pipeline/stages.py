@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,12 +14,21 @@ from trl import get_peft_config, get_quantization_config
 
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.pipeline import artifacts
-from trl_r1.pipeline.arguments import R1ZeroArguments
+from trl_r1.pipeline.arguments import (
+    R1ZeroArguments,
+    ReasoningRLArguments,
+    RLArguments,
+    parse_r1_zero,
+    parse_reasoning_rl,
+)
 from trl_r1.pipeline.files import read_json, write_json
 from trl_r1.pipeline.heldout import HeldOutCallback, log_evaluation
 from trl_r1.pipeline.plan import plan_r1_zero, render_plan
 from trl_r1.pipeline.preflight import Prepared, load_settings, prepare, render_preview
+from trl_r1.rewards import RewardFunction, RewardPool, RewardRouter
+from trl_r1.rewards.pool import BATCH_SECONDS, warm_up
 from trl_r1.trainers import R1GRPOTrainer, last_complete_checkpoint
+from trl_r1.workers import Limits, WorkerPool
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -35,11 +46,54 @@ def r1_zero(
 ) -> dict[str, Any] | None:
     """R1-Zero: reinforcement learning by rule rewards alone, from a base model (arXiv 2501.12948, method §2–3).
 
+    Args:
+        script_args ([`R1ZeroArguments`]): Data, rewards, template, evaluation.
+        training_args ([`R1GRPOConfig`]): The algorithm.
+        model_args ([`~trl.ModelConfig`]): Starting checkpoint, LoRA, quantisation.
+
+    Returns:
+        `dict` or `None`: As [`reinforce`], which see.
+    """
+    return reinforce(script_args, training_args, model_args)
+
+
+def reasoning_rl(
+    script_args: ReasoningRLArguments, training_args: R1GRPOConfig, model_args: ModelConfig
+) -> dict[str, Any] | None:
+    """Reasoning RL, R1's second stage: rule rewards on maths, code, choice and logic, and the language reward.
+
+    The same body as R1-Zero's with other defaults ([`ReasoningRLArguments`]), from any SFT or Zero checkpoint
+    (v1 §2.3.2; v2 §3.2.1).
+
+    Args:
+        script_args ([`ReasoningRLArguments`]): Data, rewards, template, evaluation.
+        training_args ([`R1GRPOConfig`]): The algorithm.
+        model_args ([`~trl.ModelConfig`]): Starting checkpoint, LoRA, quantisation.
+
+    Returns:
+        `dict` or `None`: As [`reinforce`], which see.
+    """
+    return reinforce(script_args, training_args, model_args)
+
+
+def run_r1_zero(args: list[str]) -> None:
+    """Run R1-Zero from command-line arguments."""
+    r1_zero(*parse_r1_zero(args))
+
+
+def run_reasoning_rl(args: list[str]) -> None:
+    """Run reasoning RL from command-line arguments."""
+    reasoning_rl(*parse_reasoning_rl(args))
+
+
+def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> dict[str, Any] | None:
+    """Reinforcement learning by rule rewards: the body of R1-Zero and of reasoning RL.
+
     Every process of the launch calls it. It leaves in `output_dir`: the model, its tokenizer and generation config,
     `report.json`, `curves.png`, the held-out scores, a model card, and the checkpoints.
 
     Args:
-        script_args ([`R1ZeroArguments`]): Data, rewards, template, evaluation.
+        script_args ([`RLArguments`]): Data, rewards, template, evaluation.
         training_args ([`R1GRPOConfig`]): The algorithm. `resume_from_checkpoint: auto` continues from the last complete
             checkpoint in `output_dir`, if there is one.
         model_args ([`~trl.ModelConfig`]): Starting checkpoint, LoRA, quantisation.
@@ -73,12 +127,13 @@ def r1_zero(
         script_args.heldout_curve_samples,
         script_args.heldout_show,
     )
-    trainer = _trainer(held_out, training_args, model_args, prepared)
-    training_started = time.time()
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        _draw_curves(trainer, script_args)
+    with _pooled(prepared.rewards, script_args.reward_workers) as rewards:
+        trainer = _trainer(held_out, training_args, model_args, prepared, rewards)
+        training_started = time.time()
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            _draw_curves(trainer, script_args)
     _raise_if_stopped(trainer)
     train_seconds = time.time() - training_started
     before, after = held_out.before, prepared.held_out.evaluate(trainer)
@@ -110,15 +165,30 @@ def _show_choices() -> None:
         package.setLevel(logging.INFO)
 
 
-def _print_plan(script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> None:
+def _print_plan(script_args: RLArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> None:
     # As for a preview, the engine is not checked: a plan is there to say what this machine cannot do.
     prepared = prepare(replace(script_args, preview=True), training_args, model_args)
     if training_args.process_index == 0:
         print(render_plan(plan_r1_zero(script_args, training_args, model_args, prepared)))
 
 
+@contextmanager
+def _pooled(rewards: list[RewardFunction], workers: int) -> Iterator[list[RewardFunction]]:
+    """Hand the rewards to worker processes, which all of them share."""
+    if not workers:
+        yield list(rewards)
+        return
+    with WorkerPool(workers, Limits(batch_seconds=BATCH_SECONDS), initializer=warm_up) as pool:
+        # What a router's rewards need of the token ids, it does not tell.
+        yield [RewardPool(one, pool, completion_ids=isinstance(one, RewardRouter) or None) for one in rewards]
+
+
 def _trainer(
-    held_out: HeldOutCallback, training_args: R1GRPOConfig, model_args: ModelConfig, prepared: Prepared
+    held_out: HeldOutCallback,
+    training_args: R1GRPOConfig,
+    model_args: ModelConfig,
+    prepared: Prepared,
+    rewards: list[RewardFunction],
 ) -> R1GRPOTrainer:
     """Load the weights and put the trainer together."""
     own = cast("dict[str, Any]", training_args.model_init_kwargs or {})
@@ -128,7 +198,7 @@ def _trainer(
         training_args.chat_template_kwargs = {**prepared.template.chat_template_kwargs, **given}
     trainer = R1GRPOTrainer(
         model=prepared.model_path,
-        reward_funcs=list(prepared.rewards),
+        reward_funcs=rewards,
         args=training_args,
         train_dataset=prepared.train_dataset,
         processing_class=prepared.tokenizer,
@@ -140,7 +210,7 @@ def _trainer(
     return trainer
 
 
-def _starting_point(script_args: R1ZeroArguments, training_args: R1GRPOConfig) -> str | None:
+def _starting_point(script_args: RLArguments, training_args: R1GRPOConfig) -> str | None:
     """Find the checkpoint to continue from, and refuse to mix two runs in one folder."""
     asked, folder = training_args.resume_from_checkpoint, artifacts.run_folder(training_args)
     found = last_complete_checkpoint(folder)
@@ -166,7 +236,7 @@ def _starting_point(script_args: R1ZeroArguments, training_args: R1GRPOConfig) -
     return None
 
 
-def _draw_curves(trainer: R1GRPOTrainer, script_args: R1ZeroArguments) -> None:
+def _draw_curves(trainer: R1GRPOTrainer, script_args: RLArguments) -> None:
     if trainer.is_world_process_zero():
         artifacts.draw_curves(trainer, script_args)
 

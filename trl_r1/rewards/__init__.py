@@ -7,14 +7,14 @@ plain TRL too: `trl grpo --reward_funcs trl_r1.rewards.accuracy_reward`.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from trl_r1.exceptions import ConfigurationError, unknown
+from trl_r1.exceptions import ConfigurationError
 from trl_r1.prompts import PromptTemplate
 from trl_r1.rewards.accuracy import accuracy_reward
+from trl_r1.rewards.configured import CONFIGURABLE, REWARDS, RewardFunction, build_rewards, get_reward
 from trl_r1.rewards.control import random_reward
 from trl_r1.rewards.format import format_reward, think_format_reward
 from trl_r1.rewards.language import LanguageConsistencyReward, language_consistency_reward
@@ -31,17 +31,6 @@ from trl_r1.rewards.shaping import (
 from trl_r1.rows import Row
 from trl_r1.verifiers import gold_answer
 
-RewardFunction = Callable[..., list[float | None]]
-
-REWARDS: dict[str, RewardFunction] = {
-    "accuracy": accuracy_reward,
-    "format": format_reward,
-    "think_format": think_format_reward,
-    "random": random_reward,
-    "language_consistency": language_consistency_reward,
-    "tag_count": tag_count_reward,
-    "repetition": repetition_reward,
-}
 # What a gold completion must earn; the others have no gold.
 MAXIMA: dict[str, float] = {
     "accuracy_reward": 1.0,
@@ -51,6 +40,7 @@ MAXIMA: dict[str, float] = {
 }
 
 __all__ = [
+    "CONFIGURABLE",
     "MAXIMA",
     "REWARDS",
     "CosineReward",
@@ -63,6 +53,7 @@ __all__ = [
     "SoftOverlongReward",
     "TagCountReward",
     "accuracy_reward",
+    "build_rewards",
     "check_template",
     "format_reward",
     "get_reward",
@@ -72,34 +63,6 @@ __all__ = [
     "tag_count_reward",
     "think_format_reward",
 ]
-
-
-def get_reward(name: str | RewardFunction) -> RewardFunction:
-    """Return a reward by its name in YAML.
-
-    Args:
-        name (`str` or `Callable`):
-            One of [`REWARDS`] (`"accuracy"` or `"accuracy_reward"`), the dotted path of your own function, or a
-            function, which is returned as it is.
-
-    Raises:
-        [`ConfigurationError`]: For a name that does not exist, a path that cannot be imported or is no function.
-    """
-    if callable(name):
-        return name
-    short = name.removeprefix("trl_r1.rewards.").removesuffix("_reward")
-    if short in REWARDS:
-        return REWARDS[short]
-    if "." not in name:
-        raise unknown("reward", name, REWARDS, "Your own function is named by its dotted path.")
-    module, _, attribute = name.rpartition(".")
-    try:
-        reward = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise unknown("reward", name, REWARDS, f"Importing the dotted path failed: {error}.") from error
-    if not callable(reward):
-        raise ConfigurationError(f"Reward {name!r} is a {type(reward).__name__}. It must be a function.")
-    return reward
 
 
 def check_template(
@@ -138,17 +101,19 @@ def check_template(
         columns["completion_ids"] = [tokenizer(gold)["input_ids"] if tokenizer is not None else list(gold.encode())]
         columns["trainer_state"] = SimpleNamespace(global_step=0)
         scores: dict[str, float | None] = {}
+        columns["prompts"] = [template.trl_prompt(row.prompt)]
+        columns["prefill"] = [template.prefill]
         for function in functions:
             name = getattr(function, "__name__", type(function).__name__)
-            prompt = template.trl_prompt(row.prompt)
-            scores[name] = function(completions=[completion], prompts=[prompt], prefill=[template.prefill], **columns)[
-                0
-            ]
+            scores[name] = function(completions=[completion], **columns)[0]
+            if isinstance(function, RewardRouter):
+                scores |= function.parts([completion], **columns | {"domain": row.domain})
+        for name, score in scores.items():
             maximum = MAXIMA.get(name)
-            if maximum is not None and scores[name] != maximum:
+            if maximum is not None and score != maximum:
                 raise ConfigurationError(
                     f"Under the {template.name!r} template (form {template.form!r}) the gold completion "
-                    f"{template.prefill + gold!r} to {str(row.prompt)[:80]!r} scores {scores[name]} by {name}, not "
+                    f"{template.prefill + gold!r} to {str(row.prompt)[:80]!r} scores {score} by {name}, not "
                     f"{maximum}. 'format' goes with form 'answer', 'think_format' with 'answer' or 'boxed'."
                 )
         shown.append((template.render(row.prompt, tokenizer), gold, scores))

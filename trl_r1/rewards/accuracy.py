@@ -8,7 +8,7 @@ from typing import Any
 from trl_r1.exceptions import DataError
 from trl_r1.responses import completion_text, parse
 from trl_r1.rows import Row
-from trl_r1.verifiers import verify
+from trl_r1.verifiers import verify_all
 
 # Where data sets for TRL's own rewards keep the gold answer, tried after our own column.
 REFERENCE_COLUMNS = ("reference", "solution", "answer")
@@ -41,7 +41,7 @@ def rows_of(n: int, columns: dict[str, Any]) -> list[Row]:
         )
     return [
         Row(
-            prompt="",
+            prompt=column(columns.get("prompts"), i, ""),  # a judge reads it
             reference=str(column(columns[name], i, "")),
             domain=column(columns.get("domain"), i, "math"),
             language=column(columns.get("language"), i),
@@ -77,7 +77,7 @@ def accuracy_reward(
         parse(completion_text(completion), prefill=column(prefill, i, "")).answer
         for i, completion in enumerate(completions)
     ]
-    verdicts = [verify(answer, row) for answer, row in zip(answers, rows, strict=True)]
+    verdicts = verify_all(answers, rows)
     if log_extra is not None:
         log_extra("answer", [answer if answer is not None else "" for answer in answers])
         log_extra("reference", [row.reference for row in rows])

@@ -17,6 +17,7 @@ from typing import Any
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.responses import completion_text
 from trl_r1.rewards.accuracy import REFERENCE_COLUMNS, Completions, accuracy_reward
+from trl_r1.verifiers.in_workers import WorkerSettings
 from trl_r1.workers import Batch, Failure, Limits, WorkerError, WorkerPool
 from trl_r1.workers.pool import picklable
 
@@ -51,6 +52,22 @@ def warm_up() -> None:
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """[`warm_up`] in a worker that has this process's executor of programs and its judge, for a `WorkerPool`'s `initializer`.
+
+    Args:
+        settings ([`~trl_r1.verifiers.in_workers.WorkerSettings`]): Usually `WorkerSettings.of_this_process()`.
+    """
+
+    settings: WorkerSettings
+
+    def __call__(self) -> None:
+        """Run once in each new worker."""
+        self.settings.apply()
+        warm_up()
+
+
+@dataclass(frozen=True)
 class _Score:
     """What one completion earned, and what its reward logged."""
 
@@ -61,11 +78,13 @@ class _Score:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """What a worker runs: a reward on one completion."""
+    """What a worker runs: a reward on one completion, its programs and judge the same as in the trainer's process."""
 
     reward: RewardFunction
+    settings: WorkerSettings
 
     def __call__(self, item: Item) -> _Score:
+        self.settings.apply()
         row, shared, loggers = item
         extras: dict[str, list[Any]] = {}
         metrics: dict[str, list[float]] = {}
@@ -85,7 +104,10 @@ class RewardPool:
     r"""A reward, computed in worker processes; itself a reward of TRL's signature.
 
     Each completion is scored by itself: a reward that compares the completions of a group does not belong here.
-    Whatever the workers import is parsed and cached once per worker, gold answers among it.
+    Whatever the workers import is parsed and cached once per worker, gold answers among it. Programs run in them by the
+    executor that this process has when completions are handed over ([`trl_r1.sandbox.use`]), through a launcher of each
+    worker's own, and rows for the judge are put to the one it has then ([`trl_r1.verifiers.configure_judge`]); both must
+    be picklable.
 
     Args:
         reward (`Callable`):
@@ -166,7 +188,8 @@ class RewardPool:
         if self._submitted is not None:
             self._submitted[1].cancel()
         items = self._items(completions, columns)
-        self._submitted = items, self.workers.submit(_Scorer(self.reward), items, keys=_questions(items))
+        scorer = _Scorer(self.reward, WorkerSettings.of_this_process())
+        self._submitted = items, self.workers.submit(scorer, items, keys=_questions(items))
 
     def __call__(self, completions: Completions, **columns: Any) -> list[float | None]:
         """Score completions, or collect what was submitted if it is just this.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,6 +161,29 @@ class RewardRouter:
                 log_extra(title, values)
         return totals
 
+    def check_domains(self, domains: Iterable[str]) -> None:
+        """Refuse, before training, domains of the data without a route.
+
+        Raises:
+            [`ConfigurationError`]: Naming the domain.
+        """
+        for domain in domains:
+            self._route(domain)
+
+    def parts(self, completions: Sequence[Any], domain: str, **columns: Any) -> dict[str, float | None]:
+        """Score one completion by each reward of a domain's route, before weighting, for previews and checks.
+
+        Args:
+            completions (`list` of length 1): The completion.
+            domain (`str`): Whose route.
+            columns: What a trainer passes besides, each a list of length 1.
+
+        Returns:
+            `dict[str, float | None]`: Scores by the rewards' names.
+        """
+        columns = {**columns, "domain": [domain]}
+        return {label: reward(completions=completions, **columns)[0] for label, reward, _ in self._route(domain)}
+
     def _route(self, domain: str) -> list[tuple[str, RewardFunction, float | Schedule]]:
         route = self._resolved.get(domain, self._resolved.get(DEFAULT))
         if route is None:
@@ -169,8 +192,8 @@ class RewardRouter:
 
 
 def _resolve(domain: str, route: Mapping[Any, Weight]) -> list[tuple[str, RewardFunction, float | Schedule]]:
-    # The package imports this module.
-    from trl_r1.rewards import get_reward
+    # That module imports this one.
+    from trl_r1.rewards.configured import get_reward
 
     if not route:
         raise ConfigurationError(f"The route of {domain!r} has no rewards. Give it some, or leave the domain out.")

@@ -7,19 +7,20 @@ The row's `verifier`, or else its domain, picks the module. A verifier is a modu
 - `gold_answer(row) -> str | None`, a right answer, for previews and tests;
 - `find_lenient(text, row) -> str | None`, the answer in a text whose form is ignored.
 
-All run in bounded time on any thread.
+All run in bounded time on any thread. The `judge` asks a model, which [`configure_judge`] or environment variables name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from trl_r1 import sandbox
 from trl_r1.exceptions import ConfigurationError, DataError, unknown
 from trl_r1.rows import DOMAINS, Row, Verdict
-from trl_r1.verifiers import choice, code, exact, expression, gym, math
+from trl_r1.verifiers import choice, code, exact, expression, gym, judge, math
+from trl_r1.verifiers.judge import Judge, JudgeServer, configure_judge
 
 _MODULES: dict[str, ModuleType] = {
     "math": math,
@@ -28,6 +29,7 @@ _MODULES: dict[str, ModuleType] = {
     "choice": choice,
     "code": code,
     "gym": gym,
+    "judge": judge,
 }
 VERIFIERS: dict[str, Callable[[str, Row], Verdict]] = {name: module.verify for name, module in _MODULES.items()}
 
@@ -40,6 +42,24 @@ DOMAIN_VERIFIERS: dict[str, str | None] = {
     "general": None,
 }
 NAMES = tuple(VERIFIERS)
+
+__all__ = [
+    "DOMAIN_VERIFIERS",
+    "NAMES",
+    "VERIFIERS",
+    "Judge",
+    "JudgeServer",
+    "check_references",
+    "check_sandbox",
+    "configure_judge",
+    "gold_answer",
+    "readable",
+    "verifier_for",
+    "verifier_name",
+    "verify",
+    "verify_all",
+    "verify_lenient",
+]
 
 
 def verifier_name(row: Row) -> str | None:
@@ -78,6 +98,29 @@ def verify(answer: str | None, row: Row) -> Verdict:
         problem = readable(row)
         return Verdict(None, problem) if problem else Verdict(False, "no answer")
     return verifier(answer, row)
+
+
+def verify_all(answers: Sequence[str | None], rows: Sequence[Row]) -> list[Verdict]:
+    """Verify many answers as [`verify`] does one by one, but those for the judge all at once.
+
+    Args:
+        answers (`Sequence[str]`): Final answers.
+        rows (`Sequence[Row]`): Their questions.
+
+    Returns:
+        `list[Verdict]`: In order.
+    """
+    judged = [
+        i
+        for i, (answer, row) in enumerate(zip(answers, rows, strict=True))
+        if answer is not None and verifier_name(row) == "judge" and judge.readable(row) is None
+    ]
+    verdicts: dict[int, Verdict] = {}
+    if judged:
+        texts = [answers[i] or "" for i in judged]
+        found = judge.current_judge().verdicts(texts, [rows[i] for i in judged])
+        verdicts = dict(zip(judged, found, strict=True))
+    return [verdicts[i] if i in verdicts else verify(answers[i], rows[i]) for i in range(len(rows))]
 
 
 def verify_lenient(text: str, row: Row) -> Verdict:
@@ -126,17 +169,18 @@ def check_references(rows: Iterable[Row | Mapping[str, Any]], max_unverifiable: 
 
     Raises:
         [`DataError`]: Above the share, naming rows and reasons.
-        [`ConfigurationError`]: For an unknown domain or verifier, and for programs that could not be run in isolation here.
+        [`ConfigurationError`]: For an unknown domain or verifier, for programs that could not be run in isolation here, and
+            for a judge that is not configured, is not there or lacks the model.
     """
-    total, bad, checked = 0, [], False
+    total, bad = 0, []
+    checks: dict[str, Callable[[], None]] = {"code": check_sandbox, "judge": lambda: judge.current_judge().check()}
     for index, item in enumerate(rows):
         row = item if isinstance(item, Row) else Row.from_columns({"reference": "", **item})
         name = verifier_name(row)
         if name is None:
             continue
-        if name == "code" and not checked:
-            check_sandbox()
-            checked = True
+        if name in checks:
+            checks.pop(name)()
         total += 1
         problem = readable(row)
         if problem:
@@ -157,8 +201,8 @@ def check_sandbox() -> None:
     Raises:
         [`ConfigurationError`]: bubblewrap does not work here, and no other executor was put in its place.
     """
-    ours = getattr(sandbox.current(), "__self__", None)
-    if not isinstance(ours, sandbox.Sandbox) or ours.allow_unisolated:
+    ours = sandbox.own_sandbox()
+    if ours is None or ours.allow_unisolated:
         return
     if problem := sandbox.isolation_problem():
         raise ConfigurationError(

@@ -16,20 +16,20 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from trl_r1.exceptions import ConfigurationError
+from trl_r1.sandbox.base import Executor, Limits, Outcome, Program
+from trl_r1.sandbox.streams import exchange
 
 # First release with `--size` (a bounded /tmp) and `--disable-userns`.
 BWRAP_VERSION = (0, 8)
@@ -41,82 +41,11 @@ INSTALL = (
 BOX = "/box"
 # Real user ids of runs started by root. Each run has its own, because the kernel counts processes per user and does not
 # limit root's. No account has an id this high (`useradd` ends at 60,000; sub-ids of containers start at 100,000).
-_USERS = range(1_900_000_000, 2_000_000_000)
+USERS = range(1_900_000_000, 2_000_000_000)
 # Capabilities (capabilities(7)) with which root makes namespaces and changes its user: SETUID, SETPCAP, SYS_ADMIN.
 _ROOT_CAPABILITIES = 1 << 7 | 1 << 8 | 1 << 21
 
-_CHUNK = 65_536
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one run may use. [?] No source gives R1's; six seconds and 1 GiB are usual for contest problems.
-
-    Args:
-        seconds (`float`, defaults to 6.0): Wall-clock time; CPU time of each process is bounded by it as well.
-        memory (`int`, defaults to 1 GiB): Bytes of address space of each process.
-        files (`int`, defaults to 64 MiB): Bytes of `/tmp`, and of each file.
-        output (`int`, defaults to 1 MiB): Bytes of standard output and error together.
-        processes (`int`, defaults to 16): Processes and threads at once.
-        open_files (`int`, defaults to 128): File descriptors of each process.
-    """
-
-    seconds: float = 6.0
-    memory: int = 1 << 30
-    files: int = 64 << 20
-    output: int = 1 << 20
-    processes: int = 16
-    open_files: int = 128
-
-
-@dataclass(frozen=True)
-class Program:
-    """A command with the files it needs.
-
-    Args:
-        command (`tuple[str, ...]`): Its words. `"python"` is this interpreter without its packages; files of the
-            program are named relative to where it starts (`"main.py"`, `"./main"`).
-        files (`Mapping[str, bytes]`): Name and content of each file; all are readable and executable.
-        stdin (`bytes`, defaults to `b""`): Standard input.
-        limits ([`Limits`]): Bounds of the run.
-    """
-
-    command: tuple[str, ...]
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    stdin: bytes = b""
-    limits: Limits = Limits()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did.
-
-    Args:
-        stdout (`bytes`): Standard output, cut at the limit.
-        stderr (`bytes`): Standard error, cut at the limit.
-        exit_code (`int`): 0 when the program ended well; 128 + n when signal n ended it.
-        stopped (`str`, *optional*): `"time"` or `"output"` when it was killed for exceeding that limit.
-        seconds (`float`): Wall-clock time.
-    """
-
-    stdout: bytes
-    stderr: bytes
-    exit_code: int
-    stopped: str | None = None
-    seconds: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        """Whether the program ended by itself, with exit code 0."""
-        return self.stopped is None and self.exit_code == 0
-
-
-class Executor(Protocol):
-    """Anything that runs a [`Program`]: a [`Sandbox`]'s `run`, or a function that sends it to E2B, Piston or a cluster."""
-
-    def __call__(self, program: Program, /) -> Outcome:
-        """Run a program to its end, or to a limit."""
-        ...
+__all__ = ["Executor", "Limits", "Outcome", "Program", "Sandbox", "current", "isolation_problem", "own_sandbox", "use"]
 
 
 @dataclass(frozen=True)
@@ -152,12 +81,12 @@ class Sandbox:
         return self._run_unisolated(program)
 
     def _run_isolated(self, program: Program) -> Outcome:
-        command = [_bwrap(), *_namespaces(), *self._root(program.limits)]
+        command = [bwrap(), *_namespaces(), *self.root(program.limits)]
         descriptors: list[int] = []
         try:
             for name, content in program.files.items():
-                descriptors.append(_memory_file(content))
-                command += ["--perms", "0555", "--ro-bind-data", str(descriptors[-1]), f"{BOX}/{_plain_name(name)}"]
+                descriptors.append(memory_file(content))
+                command += ["--perms", "0555", "--ro-bind-data", str(descriptors[-1]), f"{BOX}/{plain_name(name)}"]
             command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", BOX, "--"]
             return _communicate([*command, *_other_user(), *self._limited(program)], program, tuple(descriptors))
         finally:
@@ -167,7 +96,7 @@ class Sandbox:
     def _run_unisolated(self, program: Program) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="trl_r1_", ignore_cleanup_errors=True) as folder:
             for name, content in program.files.items():
-                path = Path(folder, _plain_name(name))
+                path = Path(folder, plain_name(name))
                 path.write_bytes(content)
                 path.chmod(0o555)
             marker = f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -178,14 +107,7 @@ class Sandbox:
                 _kill_marked(marker)
 
     def _limited(self, program: Program) -> list[str]:
-        limits = program.limits
-        words = list(program.command)
-        if words[0] == "python":
-            # Isolated: neither the user's packages nor modules beside the script shadow the library's. Without `site`
-            # unless packages are wanted: a start takes 15 ms, and 75 ms beside many packages.
-            site = [] if self.python else ["-S"]
-            words[:1] = [self.python or os.path.realpath(sys.executable), "-I", *site, "-B", "-X", "utf8"]
-        cpu = int(limits.seconds) + 1
+        limits, cpu = program.limits, int(program.limits.seconds) + 1
         return [
             _needed("prlimit"),
             f"--cpu={cpu}:{cpu}",
@@ -195,10 +117,10 @@ class Sandbox:
             f"--nofile={limits.open_files}",
             "--core=0",
             "--",
-            *words,
+            *python_words(self.python, program.command),
         ]
 
-    def _root(self, limits: Limits) -> list[str]:
+    def root(self, limits: Limits) -> list[str]:
         """Build the arguments for the file system a program sees."""
         words = ["--ro-bind", "/usr", "/usr"]
         for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
@@ -207,6 +129,8 @@ class Sandbox:
                 words += ["--symlink", str(Path("/", name).readlink()), f"/{name}"]
             elif Path("/", name).is_dir():
                 words += ["--ro-bind", f"/{name}", f"/{name}"]
+        # bubblewrap makes the folders above what it binds for its own user alone.
+        words += ["--perms", "0755", "--dir", "/etc"]
         for path in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime"):
             words += ["--ro-bind-try", path, path]
         words += ["--dev", "/dev", "--perms", "1777", "--size", str(limits.files), "--tmpfs", "/tmp"]
@@ -240,12 +164,19 @@ def current() -> Executor:
     return _executor
 
 
+def own_sandbox() -> Sandbox | None:
+    """Return the [`Sandbox`] that runs programs in this process, also through a launcher; `None` for a foreign executor."""
+    owner = getattr(_executor, "__self__", None)
+    owner = getattr(owner, "sandbox", owner)
+    return owner if isinstance(owner, Sandbox) else None
+
+
 @lru_cache(maxsize=1)
 def isolation_problem() -> str | None:
     """Say why bubblewrap cannot isolate programs on this machine; `None` when it can (tried once per process)."""
     if shutil.which("bwrap") is None:
         return "`bwrap` is not on the PATH"
-    version = subprocess.run([_bwrap(), "--version"], capture_output=True, text=True, check=False).stdout.split()[-1]
+    version = subprocess.run([bwrap(), "--version"], capture_output=True, text=True, check=False).stdout.split()[-1]
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < BWRAP_VERSION:
         return f"bubblewrap {version} is older than {'.'.join(map(str, BWRAP_VERSION))}"
     missing = [name for name in ("prlimit", "setpriv") if shutil.which(name) is None]
@@ -278,109 +209,49 @@ def _communicate(
         env=environment,
         start_new_session=True,
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    ended = os.pidfd_open(process.pid)
+    source = os.dup(process.stdin.fileno())
+    process.stdin.close()
     try:
-        out, err, stopped = _drain(process, program, start)
+        out, err, stopped = exchange(program, source, (process.stdout.fileno(), process.stderr.fileno()), ended, start)
     finally:
+        os.close(ended)
         # The whole session; under bubblewrap the death of the outer process takes its pid namespace with it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+        process.stdout.close()
+        process.stderr.close()
     return Outcome(out, err, code if code >= 0 else 128 - code, stopped, time.monotonic() - start)
 
 
-def _drain(process: subprocess.Popen[bytes], program: Program, start: float) -> tuple[bytes, bytes, str | None]:
-    """Move bytes both ways until the process ends or a limit is reached; say which."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    limits, waiting = program.limits, memoryview(program.stdin)
-    buffers = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
-    source = process.stdin.fileno()
-    ended = os.pidfd_open(process.pid)
-    stopped = None
-    with selectors.DefaultSelector() as selector:
-        for descriptor in buffers:
-            os.set_blocking(descriptor, False)
-            selector.register(descriptor, selectors.EVENT_READ)
-        os.set_blocking(source, False)
-        selector.register(source, selectors.EVENT_WRITE)
-        selector.register(ended, selectors.EVENT_READ)
-        alive = True
-        while alive and stopped is None:
-            left = limits.seconds - (time.monotonic() - start)
-            if left <= 0:
-                stopped = "time"
-                break
-            for key, _ in selector.select(left):
-                if key.fd == ended:
-                    alive = False
-                elif key.fd == source:
-                    waiting = _feed(source, waiting)
-                    if not waiting:
-                        selector.unregister(source)
-                        process.stdin.close()
-                elif not _read(key.fd, buffers[key.fd]):
-                    selector.unregister(key.fd)
-            if sum(map(len, buffers.values())) > limits.output:
-                stopped = "output"
-    os.close(ended)
-    for descriptor, buffer in buffers.items():
-        # What was written just before the end; never more than the cap, whoever still holds the pipe.
-        while stopped is None and len(buffer) <= limits.output and _read(descriptor, buffer):
-            pass
-    if stopped is None and sum(map(len, buffers.values())) > limits.output:
-        stopped = "output"
-    out, err = (bytes(buffer[: limits.output]) for buffer in buffers.values())
-    return out, err, stopped
-
-
-def _feed(source: int, waiting: memoryview) -> memoryview:
-    """Write what the pipe takes; return the rest, which is nothing when nobody reads any more."""
-    try:
-        return waiting[os.write(source, waiting[:_CHUNK]) :] if waiting else waiting
-    except BlockingIOError:
-        return waiting
-    except BrokenPipeError:
-        return waiting[:0]
-
-
-def _read(descriptor: int, buffer: bytearray) -> bool:
-    """Read once; `False` at the end of the stream, or when nothing is there."""
-    try:
-        chunk = os.read(descriptor, _CHUNK)
-    except BlockingIOError:
-        return False
-    buffer += chunk
-    return bool(chunk)
-
-
 @lru_cache(maxsize=1)
-def _real_root() -> bool:
+def real_root() -> bool:
     """Whether this process may make namespaces and take any user id, as root outside of containers can."""
     if os.geteuid() != 0:
         return False
     inside, _, count = map(int, Path("/proc/self/uid_map").read_text().split()[:3])
     held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
-    every_user = inside == 0 and inside + count > _USERS[-1]
+    every_user = inside == 0 and inside + count > USERS[-1]
     return every_user and int(held.split()[1], 16) & _ROOT_CAPABILITIES == _ROOT_CAPABILITIES
 
 
 def _namespaces() -> list[str]:
-    # Real root needs no user namespace; without one its runs can have real user ids of their own (see `_USERS`). For all
+    # Real root needs no user namespace; without one its runs can have real user ids of their own (see `USERS`). For all
     # others the kernel counts a run's processes in its user namespace (since Linux 5.14).
     alone = ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
     apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    return [*([] if _real_root() else alone), *apart, "--die-with-parent", "--new-session"]
+    return [*([] if real_root() else alone), *apart, "--die-with-parent", "--new-session"]
 
 
 def _other_user() -> list[str]:
     """Give up root inside the sandbox, capabilities included."""
-    if not _real_root():
+    if not real_root():
         return []
-    user = _USERS[secrets.randbelow(len(_USERS))]
+    user = USERS[secrets.randbelow(len(USERS))]
     identity = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     return [_needed("setpriv"), *identity, "--inh-caps=-all", "--bounding-set=-all", "--"]
 
@@ -389,7 +260,7 @@ def _environment(home: str) -> dict[str, str]:
     return {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8"}
 
 
-def _memory_file(content: bytes) -> int:
+def memory_file(content: bytes) -> int:
     descriptor = os.memfd_create("program", os.MFD_CLOEXEC)
     with open(descriptor, "wb", closefd=False) as file:
         file.write(content)
@@ -397,13 +268,28 @@ def _memory_file(content: bytes) -> int:
     return descriptor
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ConfigurationError(f"A program's file cannot be called {name!r}: give a plain name without folders.")
     return name
 
 
-def _bwrap() -> str:
+def python_words(python: str, words: Sequence[str]) -> list[str]:
+    """Return a command with the words that `"python"` stands for.
+
+    Args:
+        python (`str`): An interpreter with its packages, `""` for the one in use without.
+        words (`Sequence[str]`): The command.
+    """
+    if words[0] != "python":
+        return list(words)
+    # Isolated: neither the user's packages nor modules beside the script shadow the library's. Without `site` unless
+    # packages are wanted: a start takes 15 ms, and 75 ms beside many packages.
+    site = [] if python else ["-S"]
+    return [python or os.path.realpath(sys.executable), "-I", *site, "-B", "-X", "utf8", *words[1:]]
+
+
+def bwrap() -> str:
     return _needed("bwrap")
 
 
