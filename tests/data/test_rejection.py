@@ -8,8 +8,8 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
-import slow
-from replay import ReplaySampler, nano_completions, nano_rows
+import slow_verifier as slow
+from replayed_samples import ReplaySampler, nano_completions, nano_rows
 
 from trl_r1.data.candidates import Candidate, accept_in_order
 from trl_r1.data.rejection import RejectionSampler, accepted_rows
