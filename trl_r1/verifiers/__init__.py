@@ -19,7 +19,7 @@ from typing import Any
 from trl_r1 import sandbox
 from trl_r1.exceptions import ConfigurationError, DataError, unknown
 from trl_r1.rows import DOMAINS, Row, Verdict
-from trl_r1.verifiers import choice, code, exact, expression, gym, judge, math
+from trl_r1.verifiers import choice, code, exact, expression, gym, instructions, judge, math
 from trl_r1.verifiers.judge import Judge, JudgeServer, configure_judge
 
 _MODULES: dict[str, ModuleType] = {
@@ -30,6 +30,7 @@ _MODULES: dict[str, ModuleType] = {
     "code": code,
     "gym": gym,
     "judge": judge,
+    "instructions": instructions,
 }
 VERIFIERS: dict[str, Callable[[str, Row], Verdict]] = {name: module.verify for name, module in _MODULES.items()}
 
