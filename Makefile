@@ -8,6 +8,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(VENV)/bin/pip --quiet --disable-pip-version-check
 TORCH_CPU := 2.13.0
+# One process per core, a file of tests to each: a worker may hold a vLLM engine of its own, hence the limit.
+WORKERS := -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-full lint clean
 
@@ -15,10 +17,10 @@ demo: $(VENV)/installed
 	$(PY) -m trl_r1.cli demo --output_dir runs/demo --use_vllm $$(cat $(VENV)/use_vllm)
 
 test: $(VENV)/installed-dev lint
-	$(PY) -m pytest -m "not full and not gpu"
+	$(PY) -m pytest $(WORKERS) -m "not full and not gpu"
 
 test-full: $(VENV)/installed-dev lint
-	$(PY) -m pytest
+	$(PY) -m pytest $(WORKERS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

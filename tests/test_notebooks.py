@@ -12,6 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SHOWN = {
     "01_r1_zero_on_a_laptop": (1, "held-out pass@1 changed by"),
     "02_rewards_and_verifiers": (0, "[1.0, 0.0, 0.0] in time"),
+    "05_read_a_run": (2, "2 pictures"),
 }
 
 

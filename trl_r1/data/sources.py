@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trl_r1.data.mapping import FIELDS, row_from_example
 from trl_r1.exceptions import ConfigurationError, DataError, unknown
@@ -286,7 +286,7 @@ def _gym_rows(config: SourceConfig) -> tuple[list[Row], list[Row]]:
     """Draw rows of reasoning-gym, as many of each task."""
     from trl_r1.verifiers.gym import gym_rows
 
-    tasks, settings = config.gym_tasks, dict(config.gym_settings or {})
+    tasks, settings = config.gym_tasks, dict(cast("dict[str, Any]", config.gym_settings or {}))
     if not tasks:
         raise unknown("source", config.dataset, ["gym:<task>[,<task>]"], "Name at least one task of reasoning-gym.")
     splits = []

@@ -14,9 +14,9 @@ from trl_r1.nano.question import split_of
 from trl_r1.nano.traces import Trace, checks, read_trace
 from trl_r1.nano.world import TASK_NAMES, NanoWorld
 
-VARIANTS = ("default", "no_reflection")
+VARIANTS = ("default", "no_reflection", "small")
 # What each shipped base was pretrained on.
-VARIANT_WORLDS = {"default": NanoWorld(), "no_reflection": NanoWorld(reflect=0.0)}
+VARIANT_WORLDS = {"default": NanoWorld(), "no_reflection": NanoWorld(reflect=0.0), "small": NanoWorld()}
 
 __all__ = [
     "TASK_NAMES",
@@ -37,7 +37,8 @@ def checkpoint_path(variant: str = "default") -> Path:
     """Return the folder of a shipped base model, with its tokenizer, for `from_pretrained` and vLLM.
 
     Args:
-        variant (`str`, defaults to `"default"`): `"default"`, or `"no_reflection"`, whose pretraining held no search.
+        variant (`str`, defaults to `"default"`): `"default"`; `"no_reflection"`, whose pretraining held no search; or `"small"`,
+            with 40 % of the parameters, the student of distillation.
 
     Returns:
         `Path`: The folder inside the installed package.

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trl_r1.cards import CardFacts, write_card
+from trl_r1.data.rollouts import FOLDER
 from trl_r1.evaluation import Evaluation
 from trl_r1.evaluation.metrics import GROUPS
 from trl_r1.evaluation.plots import before_after_table, plot_curves
@@ -51,7 +52,15 @@ def clear_run(folder: str | Path) -> None:
     run = Path(folder)
     for path in run.glob("checkpoint-*"):
         shutil.rmtree(path)
-    for name in (REPORT_FILE, CURVES_FILE, "heldout_before.json", "heldout_after.json"):
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
+    for name in (
+        REPORT_FILE,
+        CURVES_FILE,
+        "report.html",
+        "trainer_state.json",
+        "heldout_before.json",
+        "heldout_after.json",
+    ):
         (run / name).unlink(missing_ok=True)
 
 
@@ -67,6 +76,7 @@ def save_model(trainer: R1GRPOTrainer) -> None:
     Every rank must call it, since sharded weights are gathered.
     """
     trainer.save_model(trainer.args.output_dir)
+    trainer.save_state()  # the log, for whoever reads the run later
     if trainer.is_world_process_zero():
         generation_config(trainer).save_pretrained(str(trainer.args.output_dir))
 

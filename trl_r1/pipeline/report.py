@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from trl_r1 import __version__
@@ -16,11 +17,11 @@ from trl_r1.pipeline.runs import Run, read_runs
 PAGE = "report.html"
 
 
-def write_report_page(folders: list[str], output: str | Path | None = None) -> Path:
+def write_report_page(folders: Sequence[str], output: str | Path | None = None) -> Path:
     """Write the page.
 
     Args:
-        folders (`list[str]`): `output_dir`s of training runs, in the order of their stages.
+        folders (`Sequence[str]`): `output_dir`s of training runs, in the order of their stages.
         output (`str` or `Path`, *optional*): Folder for the page and its pictures; by default the (last) run's own.
 
     Returns:

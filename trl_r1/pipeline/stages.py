@@ -25,6 +25,7 @@ from trl_r1.pipeline.files import read_json, write_json
 from trl_r1.pipeline.heldout import HeldOutCallback, log_evaluation
 from trl_r1.pipeline.plan import plan_r1_zero, render_plan
 from trl_r1.pipeline.preflight import Prepared, load_settings, prepare, render_preview
+from trl_r1.pipeline.report import write_report_page
 from trl_r1.rewards import RewardFunction, RewardPool, RewardRouter
 from trl_r1.rewards.pool import BATCH_SECONDS, warm_up
 from trl_r1.trainers import R1GRPOTrainer, last_complete_checkpoint
@@ -90,7 +91,7 @@ def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args:
     """Reinforcement learning by rule rewards: the body of R1-Zero and of reasoning RL.
 
     Every process of the launch calls it. It leaves in `output_dir`: the model, its tokenizer and generation config,
-    `report.json`, `curves.png`, the held-out scores, a model card, and the checkpoints.
+    `report.json`, `report.html`, `curves.png`, the held-out scores, a model card, and the checkpoints.
 
     Args:
         script_args ([`RLArguments`]): Data, rewards, template, evaluation.
@@ -151,7 +152,8 @@ def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args:
         )  # fmt: skip
         card = artifacts.card_facts(trainer, script_args, model_args, prepared, report)
         artifacts.write_model_card(card, folder)
-        print(f"\n{artifacts.table(report)}\n\nWritten to {folder}: report.json, curves.png, README.md")
+        write_report_page([str(folder)])
+        print(f"\n{artifacts.table(report)}\n\nWritten to {folder}: report.html, report.json, curves.png, README.md")
     if training_args.push_to_hub:
         artifacts.push(trainer, script_args)
     return report

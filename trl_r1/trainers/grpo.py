@@ -167,7 +167,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
             self.add_callback(AdapterReferenceReset())
         self.add_callback(TrainingAlarms())
         self.add_callback(StopAtRolloutBoundary())
-        self._rollouts = RolloutLog(args.output_dir, self.accelerator.process_index) if args.log_rollouts else None
+        self._rollouts = RolloutLog(str(args.output_dir), self.accelerator.process_index) if args.log_rollouts else None
         self._resampler = GroupResampler(self, args.dynamic_sampling_max_rounds) if args.dynamic_sampling else None
         self._warn_about_learning_rate(is_peft)
         self._prepare_packing()
