@@ -105,7 +105,7 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
 
     (tmp_path / "trainer_step.json").write_text(json.dumps(rows()))
     readme = tmp_path / "README.md"
-    names = ("trainer_step", "profile", "end_to_end", "rollout", "rewards")
+    names = ("trainer_step", "profile", "end_to_end", "rollout", "rewards", "sandbox")
     readme.write_text("".join(f"<!-- table:{name} -->\nold\n<!-- end -->\nkept\n" for name in names))
     arguments = ["--results", str(tmp_path), "--readme", str(readme)]
     assert plot.main([*arguments, "--check"]) == 1

@@ -79,9 +79,9 @@ def policy(checkpoints: dict[str, Path]) -> Callable[[str], PreTrainedModel]:
 @pytest.fixture(scope="session")
 def build_engine() -> Callable[..., ColocatedEngine]:
     """Return a function that starts an engine for a policy."""
-    accelerator = Accelerator(cpu=True)
 
     def build(model: PreTrainedModel, **arguments: object) -> ColocatedEngine:
+        accelerator = Accelerator(cpu=True)  # a trainer built since the last one has reset the shared state
         sizes = {
             "max_completion_length": 24,
             "max_model_length": 128,
