@@ -112,7 +112,7 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
     assert plot.main(arguments) == 0
     text = readme.read_text()
     assert "old" not in text
-    assert text.count("kept") == 5
+    assert text.count("kept") == 6
     assert text.index("TRL, as it comes") < text.index("trl_r1, everything on"), "stock comes first"
     assert "No speed for `ours_no_packing`: losses differ." in text
     assert (tmp_path / "trainer_step.png").stat().st_size > 10_000
