@@ -62,7 +62,9 @@ def assess(evaluation: Evaluation, lengths: Sequence[int], max_tokens: int, toke
     rates = np.array([problem.correct / problem.n for problem in known])
     k = min((problem.samples for problem in evaluation.problems), default=0)
     spread = bootstrap_mean([float(0 < p.correct < p.n) for p in known])
-    share: dict[str, float] = {name: estimates[name].value for name in ("pass@1", "well_formed", "truncated") if name in estimates}
+    share: dict[str, float] = {
+        name: estimates[name].value for name in ("pass@1", "well_formed", "truncated") if name in estimates
+    }
     group = _group_size(rates)
     measured = {
         "questions": len(evaluation.problems),

@@ -20,7 +20,7 @@ from trl_r1.data.sources import SourceConfig, as_mapping, load_rows
 from trl_r1.exceptions import ConfigurationError, unknown
 from trl_r1.generation.base import Sampler
 from trl_r1.generation.config import SamplerConfig, choose_backend, open_sampler
-from trl_r1.generation.requests import process_place
+from trl_r1.generation.requests import process_place, wait_for_everyone
 from trl_r1.pipeline.configs import with_config_path
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.lineage import lineage
@@ -174,7 +174,7 @@ def rejection_sampling(script_args: RejectionSamplingArguments, sampler_config: 
         finally:
             if opened is not None:
                 opened.close()
-        _wait_for_all()
+        wait_for_everyone()
         if process_place()[0] > 0:
             return None
         result = rejection.gather(rows, folder)
@@ -231,14 +231,7 @@ def _clear(folder: Path, overwrite: bool) -> None:
         shutil.rmtree(folder / SHARDS_FOLDER, ignore_errors=True)
         for path in (folder / DATASET_FILE, folder / REPORT_FILE, *folder.glob("speed-*.json")):
             path.unlink(missing_ok=True)
-    _wait_for_all()
-
-
-def _wait_for_all() -> None:
-    if process_place()[1] > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+    wait_for_everyone()
 
 
 def _describe(
