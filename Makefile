@@ -8,8 +8,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(VENV)/bin/pip --quiet --disable-pip-version-check
 TORCH_CPU := 2.13.0
-# One process per core; each may hold a vLLM engine of its own, hence the limit.
-WORKERS := -n logical --maxprocesses 8 --dist worksteal
+# One process per core, a file of tests to each: a worker may hold a vLLM engine of its own, hence the limit.
+WORKERS := -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-full lint clean
 
