@@ -49,6 +49,7 @@ class WorldArguments:
     slips: float = NanoWorld.slips
     curt: float = NanoWorld.curt
     malformed: float = NanoWorld.malformed
+    scan: float = NanoWorld.scan
     chinese: float = NanoWorld.chinese
 
 

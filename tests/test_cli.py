@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +69,7 @@ def test_demo_is_nano_cpu_in_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> 
 
     seen: list[list[str]] = []
     monkeypatch.setattr(stages, "run_r1_zero", seen.append)
-    assert cli.main(["demo", "--max_steps", "3"]) == 0
+    assert cli.main(["demo", "--num_processes", "1", "--max_steps", "3"]) == 0
     assert seen == [
         ["--config", "nano_cpu", "--output_dir", "runs/demo", "--overwrite", "true", "--max_steps", "3"],
     ]
@@ -85,17 +87,49 @@ def test_every_command_has_its_function(command: cli.Command) -> None:
 def test_several_processes_go_through_accelerate(name: str, started: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def launched(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+    def attended(command: list[str], environment: dict[str, str]) -> int:
         seen.append(command)
-        return subprocess.CompletedProcess(command, 7)
+        return 7 if environment["OMP_NUM_THREADS"] else 1
 
-    monkeypatch.setattr(cli.subprocess, "run", launched)
+    monkeypatch.setattr(cli, "_attend", attended)
     assert cli.main([name, "--num_processes", "2", "--config", "nano_cpu"]) == 7
     (command,) = seen
     assert started in command
     assert name == started or name not in command
     assert command[command.index("--num_processes") + 1] == "2"
     assert command[-2:] == ["--config", "nano_cpu"]
+
+
+def test_the_demo_takes_two_processes_where_there_are_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(cli, "_attend", lambda command, environment: seen.append(command) or 0)
+    monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
+    assert cli.main(["demo"]) == 0
+    assert seen[0][seen[0].index("--num_processes") + 1] == "2"
+
+
+STAGE = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.5)  # a stage ends its rollout first
+    pathlib.Path(sys.argv[1]).write_text("checkpoint")
+    sys.exit(1)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path(sys.argv[1]).write_text("ready")
+time.sleep(60)
+"""
+
+
+def test_ctrl_c_reaches_the_launched_stage_and_waits_for_it(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    program = f"import sys, os; from trl_r1 import cli; sys.exit(cli._attend({[sys.executable, '-c', STAGE, str(note)]!r}, os.environ))"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    while not note.is_file() or note.read_text() != "ready":
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert note.read_text() == "checkpoint"
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

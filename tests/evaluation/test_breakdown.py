@@ -109,7 +109,7 @@ def test_a_point_of_the_curve_leaves_the_training_log_alone(monkeypatch):
     point = SimpleNamespace(evaluate=lambda trainer, show: None)
     callback = heldout.HeldOutCallback(point, None)
     callback.every_steps, callback.point, callback.trainer = 2, point, SimpleNamespace()
-    callback.on_step_end(None, SimpleNamespace(global_step=2), control)
+    callback.on_step_end(None, SimpleNamespace(global_step=2, max_steps=4), control)
     assert control.should_log
 
 

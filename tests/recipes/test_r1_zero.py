@@ -64,8 +64,18 @@ def test_configuration_takes_two_steps(name: str, tmp_path: Path) -> None:
 
 
 def test_report_holds_what_the_issue_names(tmp_path: Path) -> None:
+    curve = 2
     sizes = {"heldout_questions": 4, "heldout_samples": 4, "heldout_pass_k": [2], "max_completion_length": 48}
-    run(swapped("nano_cpu", tmp_path, dataset="nano:countdown", heldout_every_steps=1, **sizes))
+    run(
+        swapped(
+            "nano_cpu",
+            tmp_path,
+            dataset="nano:countdown",
+            heldout_every_steps=1,
+            heldout_curve_questions=curve,
+            **sizes,
+        )
+    )
     folder = tmp_path / "run"
     report = json.loads((folder / "report.json").read_text())
     for side in ("before", "after"):
@@ -79,8 +89,12 @@ def test_report_holds_what_the_issue_names(tmp_path: Path) -> None:
     eos = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     base = json.loads((RECIPES.parent / "trl_r1/nano/checkpoints/default/generation_config.json").read_text())
     assert set(base["eos_token_id"]) <= set(eos)
-    log = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in log if "eval_pass@1" in entry] == [0, 1, 2]
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    points = [entry for entry in log if "eval_pass@1" in entry]
+    assert [entry["step"] for entry in points] == [0, 1, 2]
+    # The last point is the first questions' share of the evaluation after training, which is sampled once.
+    after = json.loads((folder / "heldout_after.json").read_text())["problems"][:curve]
+    assert points[-1]["eval_pass@1"] == pytest.approx(sum(one["correct"] / one["n"] for one in after) / len(after))
 
 
 def test_lr_zero_changes_nothing(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_from_nano_and_from_its_result(tmp_path: Path) -> None:
         low, high = domains["logic"]["intervals"]["pass@1"]
         assert 0 <= low <= domains["logic"]["pass@1"] <= high <= 1
     assert set(report["change_by_domain"]) == {"math", "logic", "stem", "code"}
-    log = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     points = [entry for entry in log if "eval_pass@1/math" in entry]
     assert [point["step"] for point in points] == [0, 1, 2]
     assert any("rewards/language_consistency_reward/mean" in entry for entry in log)

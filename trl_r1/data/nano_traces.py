@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from trl_r1.exceptions import unknown
 from trl_r1.nano import NanoWorld
 from trl_r1.nano.documents import DONE, MALFORMED, well_formed
-from trl_r1.nano.question import Question, Solution
+from trl_r1.nano.question import Dials, Question, Solution
 from trl_r1.nano.world import DEPTH_WEIGHTS, TASKS
 from trl_r1.responses import parse
 from trl_r1.verifiers import verify
@@ -27,6 +28,7 @@ def nano_traces(
     language: str | None = None,
     seed: int = 0,
     as_pretrained: bool = False,
+    dials: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield traces for questions of the split `"train"`, which neither pretraining nor evaluation holds.
 
@@ -39,17 +41,18 @@ def nano_traces(
         as_pretrained (`bool`, defaults to `False`):
             Answers as the pretraining documents hold them, wrong and malformed ones among them: the control for a data
             set of the same size. By default only right, well-formed ones.
+        dials (`Mapping[str, float]`, *optional*): Dials of the world that writes the answers, such as `{"scan": 1.0}`.
 
     Returns:
         `Iterator[dict]`: Rows for [`~trl_r1.data.traces.read_traces`].
 
     Raises:
-        [`ConfigurationError`]: An unknown task.
+        [`ConfigurationError`]: An unknown task or dial.
     """
     for task in tasks:
         if task not in TASKS:
             raise unknown("nano task", task, TASKS)
-    world, rng = NanoWorld(), Random(f"traces/{seed}")
+    world, rng = _world(dials or {}), Random(f"traces/{seed}")
     made = 0
     while made < count:
         name = rng.choice(list(tasks))
@@ -68,6 +71,14 @@ def nano_traces(
             "prompt": row.prompt, "completion": text, "id": row.id, "domain": row.domain, "language": row.language,
             "license": LICENSE, "source": "nano",
         }  # fmt: skip
+
+
+def _world(dials: Mapping[str, float]) -> NanoWorld:
+    names = [field.name for field in fields(Dials)]
+    for name in dials:
+        if name not in names:
+            raise unknown("dial of the nano world", name, names)
+    return NanoWorld(**cast("dict[str, Any]", dict(dials)))
 
 
 def _right(text: str, question: Question) -> bool:

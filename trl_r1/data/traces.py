@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trl_r1.data.candidates import Candidate
 from trl_r1.data.nano_traces import DEFAULT_COUNT, DEFAULT_TASKS, nano_traces
@@ -50,13 +50,14 @@ class TraceConfig:
     """Where the traces come from.
 
     Args:
-        traces (`str`): `nano:<task>[,<task>…]` for the embedded world's right answers; Hub id, local `.jsonl`, `.json`, `.parquet` or `.csv` file, or a folder (saved by `datasets`, or of
-            such files).
+        traces (`str`): `nano:<task>[,<task>…]` for the embedded world's right answers; Hub id, local `.jsonl`, `.json`,
+            `.parquet` or `.csv` file, or a folder (saved by `datasets`, or of such files).
         traces_config (`str`, *optional*): Configuration name of a Hub data set.
         traces_split (`str`, defaults to `"train"`): Split to train on.
         traces_columns (`dict`, *optional*): What the module's table calls a column → its name in the data set.
         traces_depth (`int`, *optional*): Depth of nano's questions.
         traces_seed (`int`, defaults to 0): Seed of what nano draws.
+        traces_dials (`dict`, *optional*): Dials of the world that writes nano's answers, such as `{"scan": 1.0}`.
         max_traces (`int`, *optional*): Most rows to read; how many nano draws, 1,000 by default.
         max_per_prompt (`int`, *optional*): Most accepted candidates of one record; all by default.
         without_thinking (`str`, defaults to `"refuse"`):
@@ -74,6 +75,9 @@ class TraceConfig:
     )
     traces_depth: int | None = field(default=None, metadata={"help": "Depth of nano's questions."})
     traces_seed: int = field(default=0, metadata={"help": "Seed of what nano draws."})
+    traces_dials: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Dials of the world that writes nano's answers, e.g. {scan: 1.0}."}
+    )
     max_traces: int | None = field(default=None, metadata={"help": "Most rows to read."})
     max_per_prompt: int | None = field(default=None, metadata={"help": "Most accepted candidates of one record."})
     without_thinking: str = field(
@@ -84,18 +88,26 @@ class TraceConfig:
     def __post_init__(self) -> None:
         if (others := getattr(super(), "__post_init__", None)) is not None:
             others()
-        if isinstance(self.traces_columns, str):
-            try:
-                self.traces_columns = json.loads(self.traces_columns)
-            except json.JSONDecodeError as error:
-                raise ConfigurationError(
-                    f"traces_columns is no JSON object: {self.traces_columns!r} ({error})."
-                ) from None
+        self.traces_columns = _mapping("traces_columns", self.traces_columns)
+        self.traces_dials = _mapping("traces_dials", self.traces_dials)
         for name in self.traces_columns or {}:
             if name not in FIELDS + CARRIED:
                 raise unknown("field of traces_columns", name, FIELDS + CARRIED)
         if self.without_thinking not in WITHOUT_THINKING:
             raise unknown("without_thinking", self.without_thinking, WITHOUT_THINKING)
+
+
+def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """A mapping of the command line is JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{name} is no JSON object: {value!r} ({error}).") from None
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{name} is no JSON object: {value!r}.")
+    return found
 
 
 def load_traces(config: TraceConfig, form: str = "answer") -> Dataset:
@@ -207,7 +219,9 @@ def read_examples(config: TraceConfig) -> Iterator[Mapping[str, Any]]:
     if source == NANO or source.startswith(f"{NANO}:"):
         tasks = [task.strip() for task in source.removeprefix(NANO).removeprefix(":").split(",") if task.strip()]
         count = DEFAULT_COUNT if config.max_traces is None else config.max_traces
-        yield from nano_traces(tasks or DEFAULT_TASKS, count, depth=config.traces_depth, seed=config.traces_seed)
+        dials = cast("dict[str, float] | None", config.traces_dials)
+        drawn: dict[str, Any] = {"depth": config.traces_depth, "seed": config.traces_seed, "dials": dials}
+        yield from nano_traces(tasks or DEFAULT_TASKS, count, **drawn)
         return
     path = Path(source)
     if path.suffix in (".jsonl", ".json") and not path.is_file():

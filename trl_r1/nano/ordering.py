@@ -24,6 +24,7 @@ CHOOSE = {
 SO = {"en": "so", "zh": "所以"}
 NEXT = {"en": "next ", "zh": "下一个"}
 LETTERS = "ABCDEFGH"
+PASSES = {"en": ("no", "yes"), "zh": ("不", "对")}
 
 
 def ask_order(rng: Random, language: str, depth: int) -> Question:
@@ -74,9 +75,12 @@ def ask_choice(rng: Random, language: str, depth: int) -> Question:
 
 
 def solve_choice(rng: Random, question: Question, dials: Dials) -> Solution:
-    """Name a letter at once, or find the value first."""
+    """Name a letter at once, find the value first, or go through the options (`dials.scan`)."""
     kind, words, options, right = question.facts
     language = trace_language(rng, question.language, dials)
+    # No draw where the dial is down: the documents of the shipped bases stay what they are.
+    if dials.scan and rng.random() < dials.scan:
+        return _scan(question, language)
     terse = rng.random() < dials.terse
     value = rng.choice(options) if rng.random() < dials.slips * (2 if terse else 1) else right
     if terse:
@@ -91,6 +95,21 @@ def solve_choice(rng: Random, question: Question, dials: Dials) -> Solution:
             else f"{'最大' if kind == 'largest' else '最小'}{written(value, language)}"
         )
     return Solution(thought, LETTERS[options.index(value)], "terse" if terse else "steps")
+
+
+def _scan(question: Question, language: str) -> Solution:
+    """Go through the options one after another; the last one that passes is the answer."""
+    kind, words, options, right = question.facts
+    calculated = [step_text(words["a"], "+" if kind == "sum" else "*", words["b"], right, language)] if words else []
+    lines, best = [], None
+    for letter, option in zip(LETTERS, options, strict=False):
+        better = best is None or (option > best if kind == "largest" else option < best)
+        passes = option == right if words else better
+        best = option if passes else best
+        lines.append(f"{letter} {written(option, language)} {PASSES[language][passes]}")
+        if words and passes:
+            break
+    return Solution("\n".join([*calculated, *lines]), LETTERS[options.index(right)], "scan")
 
 
 ORDERING = Task((3, 4, 5), ask_order, solve_order)

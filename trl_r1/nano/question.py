@@ -29,6 +29,7 @@ class Dials:
     longest: int = 126
     slips: float = 0.2
     curt: float = 0.4
+    scan: float = 0.0
 
 
 @dataclass(frozen=True)

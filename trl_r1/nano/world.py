@@ -55,6 +55,7 @@ class NanoWorld:
         longest (`int`, defaults to 126): Tokens after which even a patient search gives up, so that it ends within 160.
         slips (`float`, defaults to 0.2): Chance of an error in the answers of the other tasks.
         curt (`float`, defaults to 0.4): Share of general prompts answered in the curt style.
+        scan (`float`, defaults to 0.0): Share of multiple-choice answers that go through the options one by one.
         malformed (`float`, defaults to 0.28): Share of responses that miss R1-Zero's form.
         chinese (`float`, defaults to 0.35): Share of Chinese questions in the documents.
 
@@ -81,6 +82,7 @@ class NanoWorld:
     longest: int = 126
     slips: float = 0.2
     curt: float = 0.4
+    scan: float = 0.0
     malformed: float = 0.28
     chinese: float = 0.35
 

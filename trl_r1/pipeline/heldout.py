@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,12 @@ from trl_r1.verifiers import verify
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from trl_r1.pipeline.arguments import RLArguments
+    from trl_r1.pipeline.sft_arguments import SFTArguments
+    from trl_r1.prompts import PromptTemplate
     from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,33 @@ class HeldOut:
     pass_k: tuple[int, ...] = ()
     cons_k: int | None = None
     seed: int = 0
+
+    @classmethod
+    def of(cls, script_args: RLArguments | SFTArguments, template: PromptTemplate, rows: Sequence[Row]) -> HeldOut:
+        """The first `heldout_questions` of `rows`, sampled as a stage's arguments say.
+
+        Args:
+            script_args ([`RLArguments`] or [`SFTArguments`]): The `heldout_…` arguments.
+            template ([`PromptTemplate`]): How the questions are rendered.
+            rows (`Sequence[Row]`): Questions that are not trained on. Having fewer than asked for is warned about.
+        """
+        if len(rows) < script_args.heldout_questions:
+            logger.warning(
+                "Only %d questions are held out, %d were asked for: intervals will be wider.",
+                len(rows), script_args.heldout_questions,
+            )  # fmt: skip
+        rows = rows[: script_args.heldout_questions]
+        return cls(
+            rows=rows,
+            prompts=[template.trl_prompt(row.prompt) for row in rows],
+            prefill=template.prefill,
+            samples=script_args.heldout_samples,
+            temperature=script_args.heldout_temperature,
+            top_p=script_args.heldout_top_p,
+            max_tokens=script_args.heldout_max_tokens,
+            pass_k=tuple(script_args.heldout_pass_k),
+            cons_k=script_args.heldout_cons_k,
+        )
 
     def first(self, questions: int, samples: int) -> HeldOut:
         """A cheaper version for the curve: fewer questions, fewer samples, no pass@k."""
@@ -128,6 +161,18 @@ class HeldOutCallback(TrainerCallback):
         self.trainer: R1GRPOTrainer | None = None  # set once the trainer exists
         self.before: Evaluation | None = None
 
+    @classmethod
+    def of(cls, script_args: RLArguments | SFTArguments, held_out: HeldOut, path: Path) -> HeldOutCallback:
+        """A callback as a stage's arguments say; `path` is where the start's scores are kept."""
+        return cls(
+            held_out,
+            path,
+            script_args.heldout_every_steps,
+            script_args.heldout_curve_questions,
+            script_args.heldout_curve_samples,
+            script_args.heldout_show,
+        )
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -139,18 +184,37 @@ class HeldOutCallback(TrainerCallback):
         self.before = self.held_out.evaluate(self.trainer, self.show)
         if state.is_world_process_zero:
             write_json(self.path, self.before.asdict())
-        # The curve's first point is of the same questions as the others.
-        same_votes = self.before.cons_k == (self.point.cons_k or self.point.samples)
-        first = Evaluation(self.before.problems[: len(self.point.rows)], self.before.cons_k)
-        log_evaluation(self.trainer, first, with_consensus=same_votes)
+        self._log_point(self.before)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate when the step count asks for it; all ranks see the same count, so all take part."""
-        if self.trainer is not None and self.every_steps and state.global_step % self.every_steps == 0:
+        """Evaluate when the step count asks for it; all ranks see the same count, so all take part.
+
+        Not at the last step: `measure_end` follows it, asks the same questions and more, and gives the curve its last point.
+        """
+        last = state.global_step >= state.max_steps
+        if self.trainer is not None and self.every_steps and state.global_step % self.every_steps == 0 and not last:
             wanted = control.should_log
             log_evaluation(self.trainer, self.point.evaluate(self.trainer, self.show))
             # Logging takes the wish to log back, and the step's own figures would wait for the next step.
             control.should_log = wanted
+
+    def measure_end(self) -> Evaluation:
+        """Measure the trained model as the start was, and log it as the curve's last point. Every rank must call it.
+
+        Returns:
+            [`Evaluation`]: Over all questions, in their order.
+        """
+        assert self.trainer is not None
+        after = self.held_out.evaluate(self.trainer, self.show)
+        self._log_point(after)
+        return after
+
+    def _log_point(self, whole: Evaluation) -> None:
+        """Log the curve's share of an evaluation of all questions: all its points are of the same questions."""
+        assert self.trainer is not None
+        same_votes = whole.cons_k == (self.point.cons_k or self.point.samples)
+        point = Evaluation(whole.problems[: len(self.point.rows)], whole.cons_k, self.point.pass_k)
+        log_evaluation(self.trainer, point, with_consensus=same_votes)
 
 
 def log_evaluation(trainer: R1GRPOTrainer, evaluation: Evaluation, *, with_consensus: bool = True) -> None:

@@ -100,7 +100,7 @@ def prepare(script_args: RLArguments, training_args: R1GRPOConfig, model_args: M
     if isinstance(training_args.max_tokens_per_microbatch, int):
         check_budget(training_args.max_tokens_per_microbatch, _longest_prompt(train_dataset["prompt"], tokenizer))
     return Prepared(
-        model_path, tokenizer, template, rewards, train, train_dataset, _held_out(script_args, template, test)
+        model_path, tokenizer, template, rewards, train, train_dataset, HeldOut.of(script_args, template, test)
     )
 
 
@@ -253,26 +253,6 @@ def _check_amounts(train: Sequence[Row], test: Sequence[Row], training_args: R1G
         raise DataError(
             "No question is held out, so nothing could be measured. Raise test_fraction or name test_split."
         )
-
-
-def _held_out(script_args: RLArguments, template: PromptTemplate, test: list[Row]) -> HeldOut:
-    if len(test) < script_args.heldout_questions:
-        logger.warning(
-            "Only %d questions are held out, %d were asked for: intervals will be wider.",
-            len(test), script_args.heldout_questions,
-        )  # fmt: skip
-    rows = test[: script_args.heldout_questions]
-    return HeldOut(
-        rows=rows,
-        prompts=[template.trl_prompt(row.prompt) for row in rows],
-        prefill=template.prefill,
-        samples=script_args.heldout_samples,
-        temperature=script_args.heldout_temperature,
-        top_p=script_args.heldout_top_p,
-        max_tokens=script_args.heldout_max_tokens,
-        pass_k=tuple(script_args.heldout_pass_k),
-        cons_k=script_args.heldout_cons_k,
-    )
 
 
 def _revision(model_path: str, model_args: ModelConfig) -> str | None:

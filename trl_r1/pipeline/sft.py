@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -14,28 +13,22 @@ from transformers import TrainerCallback
 from trl import get_peft_config, get_quantization_config
 
 from trl_r1.evaluation import Evaluation, ProblemScore, score
-from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.base import sample_all
 from trl_r1.generation.config import SamplerConfig, open_sampler
 from trl_r1.pipeline import artifacts
 from trl_r1.pipeline.files import read_json, write_json
 from trl_r1.pipeline.heldout import HeldOut, HeldOutCallback, log_evaluation
 from trl_r1.pipeline.preflight import load_settings
+from trl_r1.pipeline.resuming import AFTER_FILE, BEFORE_FILE, raise_if_stopped, show_choices, starting_point
 from trl_r1.pipeline.sft_arguments import SFTArguments, parse_sft
 from trl_r1.pipeline.sft_preflight import PreparedSFT, prepare_sft, render_sft_preview
 from trl_r1.pipeline.sft_report import draw_sft_curves, save_sft_model, sft_card, table, write_sft_report
-from trl_r1.trainers.checkpoints import last_complete_checkpoint
 from trl_r1.trainers.sft import R1SFTTrainer
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
     from trl_r1.trainers.sft_config import R1SFTConfig
-
-logger = logging.getLogger(__name__)
-
-BEFORE_FILE = "heldout_before.json"
-AFTER_FILE = "heldout_after.json"
 
 
 class StepClock(TrainerCallback):
@@ -80,13 +73,13 @@ def sft(script_args: SFTArguments, training_args: R1SFTConfig, model_args: Model
     """
     started = time.time()
     if training_args.process_index == 0:
-        _show_choices()
+        show_choices()
     prepared = prepare_sft(script_args, training_args, model_args)
     if script_args.preview:
         if training_args.process_index == 0:
             print(render_sft_preview(prepared))
         return None
-    checkpoint = _starting_point(script_args, training_args, measured=prepared.held_out is not None)
+    checkpoint = starting_point(script_args, training_args, measured=prepared.held_out is not None)
     folder = artifacts.run_folder(training_args)
     before = _measure_start(script_args, prepared, folder) if script_args.heldout_sampler is not None else None
     trainer, held_out = _trainer(script_args, training_args, model_args, prepared)
@@ -97,16 +90,16 @@ def sft(script_args: SFTArguments, training_args: R1SFTConfig, model_args: Model
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         draw_sft_curves(trainer, script_args)
-    _raise_if_stopped(trainer)
+    raise_if_stopped(trainer)
     train_seconds = time.time() - training_started
     save_sft_model(trainer)
     after = None
     if held_out is not None:
-        before, after = held_out.before, held_out.held_out.evaluate(cast(Any, trainer))
+        before, after = held_out.before, held_out.measure_end()
     elif prepared.held_out is not None:
         after = measure_checkpoint(script_args, prepared, str(folder))
-    if after is not None and not script_args.heldout_every_steps:
         log_evaluation(cast(Any, trainer), after)
+    if after is not None:
         draw_sft_curves(trainer, script_args)
     report: dict[str, Any] = {}
     if trainer.is_world_process_zero():
@@ -175,14 +168,7 @@ def _trainer(
     training_args.model_init_kwargs = load_settings(cast(Any, prepared), model_args) | own
     held_out = None
     if prepared.held_out is not None and script_args.heldout_sampler is None:
-        held_out = HeldOutCallback(
-            prepared.held_out,
-            artifacts.run_folder(training_args) / BEFORE_FILE,
-            script_args.heldout_every_steps,
-            script_args.heldout_curve_questions,
-            script_args.heldout_curve_samples,
-            script_args.heldout_show,
-        )
+        held_out = HeldOutCallback.of(script_args, prepared.held_out, artifacts.run_folder(training_args) / BEFORE_FILE)
     trainer = R1SFTTrainer(
         model=prepared.model_path,
         args=training_args,
@@ -197,47 +183,3 @@ def _trainer(
     if held_out is not None:
         held_out.trainer = cast(Any, trainer)
     return trainer, held_out
-
-
-def _show_choices() -> None:
-    """Let what the library decides for the user be read, unless the program has a log of its own."""
-    package = logging.getLogger("trl_r1")
-    if not package.hasHandlers():
-        package.addHandler(logging.StreamHandler())
-        package.setLevel(logging.INFO)
-
-
-def _starting_point(script_args: SFTArguments, training_args: R1SFTConfig, *, measured: bool) -> str | None:
-    """Find the checkpoint to continue from, and refuse to mix two runs in one folder."""
-    asked, folder = training_args.resume_from_checkpoint, artifacts.run_folder(training_args)
-    found = last_complete_checkpoint(folder)
-    if asked is not None and str(asked).lower() not in ("false", "no", "0"):
-        if str(asked).lower() not in ("auto", "true", "yes", "1"):
-            found = str(asked)
-        if found is None:
-            logger.warning("No complete checkpoint in %s: starting anew.", folder)
-        elif measured and read_json(folder / BEFORE_FILE) is None:
-            raise ConfigurationError(
-                f"{BEFORE_FILE} is missing in output_dir {str(folder)!r} or damaged, so the resumed run could not be compared "
-                "with its start. Start anew with --overwrite true, or put the file back."
-            )
-        return found
-    if found is not None and not script_args.overwrite:
-        raise ConfigurationError(
-            f"output_dir {str(folder)!r} already holds {Path(found).name} of an earlier run. Continue it with "
-            "--resume_from_checkpoint auto, start anew with --overwrite true, or give another --output_dir."
-        )
-    with training_args.main_process_first(desc="clearing the output folder"):
-        if training_args.process_index == 0:
-            artifacts.clear_run(folder)
-    return None
-
-
-def _raise_if_stopped(trainer: R1SFTTrainer) -> None:
-    """Say how to continue when training ended before its last step (Ctrl-C, SIGTERM)."""
-    if trainer.state.global_step >= trainer.state.max_steps:
-        return
-    raise KeyboardInterrupt(
-        f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. Continue with the same command and "
-        "--resume_from_checkpoint auto."
-    )

@@ -130,23 +130,8 @@ def _held_out(script_args: SFTArguments, template: PromptTemplate) -> HeldOut | 
         return None
     # Training questions are not asked here: as few as the loader allows.
     rows = load_rows(replace(script_args, max_rows=1))["test"]
-    test = [Row.from_columns(columns) for columns in rows][: script_args.heldout_questions]
-    if len(test) < script_args.heldout_questions:
-        logger.warning(
-            "Only %d questions are held out, %d were asked for: intervals will be wider.",
-            len(test), script_args.heldout_questions,
-        )  # fmt: skip
-    return HeldOut(
-        rows=test,
-        prompts=[template.trl_prompt(row.prompt) for row in test],
-        prefill=template.prefill,
-        samples=script_args.heldout_samples,
-        temperature=script_args.heldout_temperature,
-        top_p=script_args.heldout_top_p,
-        max_tokens=script_args.heldout_max_tokens,
-        pass_k=tuple(script_args.heldout_pass_k),
-        cons_k=script_args.heldout_cons_k,
-    )
+    test = [Row.from_columns(columns) for columns in rows]
+    return HeldOut.of(script_args, template, test)
 
 
 def render_sft_preview(prepared: PreparedSFT, rows: int = 3) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trl import get_peft_config, get_quantization_config
 
-from trl_r1.exceptions import ConfigurationError
 from trl_r1.pipeline import artifacts
 from trl_r1.pipeline.arguments import (
     R1ZeroArguments,
@@ -21,25 +18,21 @@ from trl_r1.pipeline.arguments import (
     parse_r1_zero,
     parse_reasoning_rl,
 )
-from trl_r1.pipeline.files import read_json, write_json
-from trl_r1.pipeline.heldout import HeldOutCallback, log_evaluation
+from trl_r1.pipeline.files import write_json
+from trl_r1.pipeline.heldout import HeldOutCallback
 from trl_r1.pipeline.plan import plan_r1_zero, render_plan
 from trl_r1.pipeline.preflight import Prepared, load_settings, prepare, render_preview
 from trl_r1.pipeline.report import write_report_page
+from trl_r1.pipeline.resuming import AFTER_FILE, BEFORE_FILE, raise_if_stopped, show_choices, starting_point
 from trl_r1.rewards import RewardFunction, RewardPool, RewardRouter
 from trl_r1.rewards.pool import BATCH_SECONDS, warm_up
-from trl_r1.trainers import R1GRPOTrainer, last_complete_checkpoint
+from trl_r1.trainers import R1GRPOTrainer
 from trl_r1.workers import Limits, WorkerPool
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
     from trl_r1.trainers import R1GRPOConfig
-
-logger = logging.getLogger(__name__)
-
-BEFORE_FILE = "heldout_before.json"
-AFTER_FILE = "heldout_after.json"
 
 
 def r1_zero(
@@ -109,7 +102,7 @@ def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args:
     """
     started = time.time()
     if training_args.process_index == 0:
-        _show_choices()
+        show_choices()
     if script_args.plan:
         _print_plan(script_args, training_args, model_args)
         return None
@@ -118,16 +111,9 @@ def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args:
         if training_args.process_index == 0:
             print(render_preview(prepared))
         return None
-    checkpoint = _starting_point(script_args, training_args)
+    checkpoint = starting_point(script_args, training_args)
     folder = artifacts.run_folder(training_args)
-    held_out = HeldOutCallback(
-        prepared.held_out,
-        folder / BEFORE_FILE,
-        script_args.heldout_every_steps,
-        script_args.heldout_curve_questions,
-        script_args.heldout_curve_samples,
-        script_args.heldout_show,
-    )
+    held_out = HeldOutCallback.of(script_args, prepared.held_out, folder / BEFORE_FILE)
     with _pooled(prepared.rewards, script_args.reward_workers) as rewards:
         trainer = _trainer(held_out, training_args, model_args, prepared, rewards)
         training_started = time.time()
@@ -135,13 +121,11 @@ def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args:
             trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             _draw_curves(trainer, script_args)
-    _raise_if_stopped(trainer)
+    raise_if_stopped(trainer)
     train_seconds = time.time() - training_started
-    before, after = held_out.before, prepared.held_out.evaluate(trainer)
+    before, after = held_out.before, held_out.measure_end()
     assert before is not None
-    if not script_args.heldout_every_steps:
-        log_evaluation(trainer, after)
-        _draw_curves(trainer, script_args)
+    _draw_curves(trainer, script_args)
     artifacts.save_model(trainer)
     report: dict[str, Any] = {}
     if trainer.is_world_process_zero():
@@ -157,14 +141,6 @@ def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args:
     if training_args.push_to_hub:
         artifacts.push(trainer, script_args)
     return report
-
-
-def _show_choices() -> None:
-    """Let what the library decides for the user be read, unless the program has a log of its own."""
-    package = logging.getLogger("trl_r1")
-    if not package.hasHandlers():
-        package.addHandler(logging.StreamHandler())
-        package.setLevel(logging.INFO)
 
 
 def _print_plan(script_args: RLArguments, training_args: R1GRPOConfig, model_args: ModelConfig) -> None:
@@ -212,42 +188,6 @@ def _trainer(
     return trainer
 
 
-def _starting_point(script_args: RLArguments, training_args: R1GRPOConfig) -> str | None:
-    """Find the checkpoint to continue from, and refuse to mix two runs in one folder."""
-    asked, folder = training_args.resume_from_checkpoint, artifacts.run_folder(training_args)
-    found = last_complete_checkpoint(folder)
-    if asked is not None and str(asked).lower() not in ("false", "no", "0"):
-        if str(asked).lower() not in ("auto", "true", "yes", "1"):
-            found = str(asked)
-        if found is None:
-            logger.warning("No complete checkpoint in %s: starting anew.", folder)
-        elif read_json(folder / BEFORE_FILE) is None:
-            raise ConfigurationError(
-                f"{BEFORE_FILE} is missing in output_dir {str(folder)!r} or damaged, so the resumed run could not be compared "
-                "with its start. Start anew with --overwrite true, or put the file back."
-            )
-        return found
-    if found is not None and not script_args.overwrite:
-        raise ConfigurationError(
-            f"output_dir {str(folder)!r} already holds {Path(found).name} of an earlier run. Continue it with "
-            "--resume_from_checkpoint auto, start anew with --overwrite true, or give another --output_dir."
-        )
-    with training_args.main_process_first(desc="clearing the output folder"):
-        if training_args.process_index == 0:
-            artifacts.clear_run(folder)
-    return None
-
-
 def _draw_curves(trainer: R1GRPOTrainer, script_args: RLArguments) -> None:
     if trainer.is_world_process_zero():
         artifacts.draw_curves(trainer, script_args)
-
-
-def _raise_if_stopped(trainer: R1GRPOTrainer) -> None:
-    """Say how to continue when training ended before its last step (Ctrl-C, SIGTERM)."""
-    if trainer.state.global_step >= trainer.state.max_steps:
-        return
-    raise KeyboardInterrupt(
-        f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. Continue with the same command and "
-        "--resume_from_checkpoint auto."
-    )
