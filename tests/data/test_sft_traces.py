@@ -162,6 +162,12 @@ def test_traces_of_nano():
     assert (
         made["completion"] == load_traces(TraceConfig(traces="nano:arithmetic,ordering", max_traces=40))["completion"]
     )
+    scanned = load_traces(TraceConfig(traces="nano:choice", max_traces=20, traces_dials='{"scan": 1.0, "mixing": 0}'))
+    assert all("A " in text for text in scanned["completion"])
+    with pytest.raises(ConfigurationError, match=r"Unknown dial of the nano world .scam.*scan"):
+        load_traces(TraceConfig(traces="nano:choice", traces_dials={"scam": 1.0}))
+    with pytest.raises(ConfigurationError, match=r"traces_dials is no JSON object: .0\.5"):
+        TraceConfig(traces="nano:choice", traces_dials="0.5")
     control = [SimpleNamespace(**row) for row in nano_traces(["arithmetic"], 200, as_pretrained=True)]
     malformed = sum(not parse(row.completion).well_formed for row in control) / 200
     assert 0.15 < malformed < 0.4  # as the pretraining documents: 28 %

@@ -82,6 +82,27 @@ def test_worked_solutions_are_sometimes_wrong_and_mostly_right() -> None:
         assert 0.4 < sum(map(bool, verdicts)) / 200 < 0.97, name
 
 
+def test_options_are_gone_through_where_the_dial_says_so() -> None:
+    from random import Random
+
+    from trl_r1.nano.ordering import CHOICE, PASSES
+    from trl_r1.nano.question import Dials
+
+    rng = Random(0)
+    for _ in range(200):
+        language = rng.choice(("en", "zh"))
+        question = CHOICE.ask(rng, language, rng.choice(CHOICE.depths))
+        solution = CHOICE.solve(rng, question, Dials(scan=1.0, mixing=0.0))
+        assert solution.mode == "scan"
+        assert verifiers.verify(solution.answer, question.row()).correct is True
+        # The answer follows from the thought: it is the last option said to pass.
+        passed = [line.split()[0] for line in solution.thought.split("\n") if line.endswith(PASSES[language][True])]
+        assert passed[-1] == solution.answer
+    assert not any(document.mode == "scan" for document in NanoWorld().documents(500))
+    mixed = {document.mode for document in NanoWorld(scan=0.5).documents(500) if document.task == "choice"}
+    assert {"scan", "terse"} <= mixed
+
+
 def test_function_rows_carry_cases_that_a_written_function_passes() -> None:
     from random import Random
 

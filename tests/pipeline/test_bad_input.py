@@ -162,6 +162,17 @@ def test_vllm_absent(tmp_path: Path, no_weights: object, monkeypatch: pytest.Mon
         run(tmp_path, *NANO, "--use_vllm", "true")
 
 
+def test_a_folder_without_a_model_is_named(tmp_path: Path, no_weights: object) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    with pytest.raises(ConfigurationError, match=r"unfinished' is a folder without a model .*end first"):
+        run(tmp_path, "--model_name_or_path", str(unfinished))
+    (unfinished / "checkpoint-20").mkdir()
+    (unfinished / "checkpoint-20" / "config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"It holds checkpoint-20: name one of them"):
+        run(tmp_path, "--model_name_or_path", str(unfinished))
+
+
 def test_earlier_run_is_not_mixed_with_a_new_one(tmp_path: Path, no_weights: object) -> None:
     checkpoint = tmp_path / "run" / "checkpoint-7"
     checkpoint.mkdir(parents=True)

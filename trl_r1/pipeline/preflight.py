@@ -173,11 +173,25 @@ def resolve_model(name: str | None) -> str:
 
     Returns:
         `str`: What `from_pretrained` takes.
+
+    Raises:
+        [`ConfigurationError`]: A folder that holds no model.
     """
     if name is None or name == "nano":
         return str(checkpoint_path())
     if name.startswith("nano:"):
         return str(checkpoint_path(name.removeprefix("nano:")))
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        raise ConfigurationError(
+            f"model_name_or_path {name!r} is a folder without a model (no config.json). "
+            + (
+                f"It holds {', '.join(inside)}: name one of them."
+                if inside
+                else "Let the run that writes it end first."
+            )
+        )
     return name
 
 
