@@ -141,6 +141,13 @@ def test_entries_survive_storage():
         _encode({"metadata": {1, 2}}, "task")
 
 
+def test_an_entry_with_a_fraction_survives_storage():
+    asked = rows("gsm_symbolic", 30)
+    (held,) = [row for row in asked if "__fraction__" in row.reference]
+    assert verify(gold_answer(held), held).correct is True
+    assert verify(gold_answer(held) + "1", held).correct is False
+
+
 def test_rows_are_reproducible_and_lenient_reading_finds_the_end():
     assert list(gym_rows("leg_counting", 2, 5)) == rows("leg_counting")
     assert len(list(gym_rows("leg_counting", 1, min_animals=2, max_animals=2))) == 1

@@ -146,13 +146,15 @@ def gym_rows(task: str, n: int, seed: int = 0, **settings: Any) -> Iterator[Row]
 
 
 def _encode(value: Any, task: str) -> Any:
-    """Turn an entry into JSON that keeps tuples and keys that are no text; scorers compare with them."""
+    """Turn an entry into JSON that keeps tuples, fractions and keys that are no text; scorers compare with them."""
     if isinstance(value, dict):
         if all(isinstance(key, str) for key in value):
             return {key: _encode(item, task) for key, item in value.items()}
         return {"__dict__": [[_encode(key, task), _encode(item, task)] for key, item in value.items()]}
     if isinstance(value, tuple):
         return {"__tuple__": [_encode(item, task) for item in value]}
+    if isinstance(value, Fraction):
+        return {"__fraction__": str(value)}
     if isinstance(value, list):
         return [_encode(item, task) for item in value]
     if value is None or isinstance(value, str | bool | int | float):
@@ -166,6 +168,8 @@ def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"__tuple__"}:
             return tuple(_decode(item) for item in value["__tuple__"])
+        if value.keys() == {"__fraction__"}:
+            return Fraction(value["__fraction__"])
         if value.keys() == {"__dict__"}:
             return {_decode(key): _decode(item) for key, item in value["__dict__"]}
         return {key: _decode(item) for key, item in value.items()}
