@@ -12,7 +12,8 @@ from trl_r1.exceptions import ConfigurationError
 from trl_r1.modeling.memory import GIB
 from trl_r1.modeling.speed import Device, expected_lengths
 from trl_r1.pipeline import parse_r1_zero, r1_zero
-from trl_r1.pipeline.plan import plan_run, render_plan
+from trl_r1.pipeline.plan import plan_run
+from trl_r1.pipeline.plan_text import render_plan
 from trl_r1.trainers import R1GRPOConfig
 
 H200 = Device("NVIDIA H200", "cuda", 141 * GIB, 139 * GIB, 790e12, 4.3e12)

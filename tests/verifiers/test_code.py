@@ -9,7 +9,8 @@ from trl_r1 import sandbox
 from trl_r1.nano import NanoWorld
 from trl_r1.rows import Row
 from trl_r1.verifiers import code
-from trl_r1.verifiers.code import extract, find_lenient, gold_answer, readable, same_output, same_value, verify
+from trl_r1.verifiers.code import extract, find_lenient, gold_answer, readable, verify
+from trl_r1.verifiers.outputs import same_output, same_value
 
 pytestmark = pytest.mark.skipif(sandbox.isolation_problem() is not None, reason=str(sandbox.isolation_problem()))
 

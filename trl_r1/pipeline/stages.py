@@ -20,7 +20,8 @@ from trl_r1.pipeline.arguments import (
 )
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.heldout import HeldOutCallback
-from trl_r1.pipeline.plan import plan_r1_zero, render_plan
+from trl_r1.pipeline.plan import plan_r1_zero
+from trl_r1.pipeline.plan_text import render_plan
 from trl_r1.pipeline.preflight import Prepared, load_settings, prepare, render_preview
 from trl_r1.pipeline.report import write_report_page
 from trl_r1.pipeline.resuming import AFTER_FILE, BEFORE_FILE, raise_if_stopped, show_choices, starting_point
