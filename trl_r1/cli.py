@@ -126,7 +126,7 @@ COMMANDS = (
         "demo", _R1_ZERO, f"train the embedded nano model; report and curves go to {_DEMO_OUTPUT}",
         _RL_OPTIONS.format(configs="smollm2_135m_gsm8k, qwen2.5_1.5b"), launch=True,
         first=("--config", "nano_cpu", "--output_dir", _DEMO_OUTPUT, "--overwrite", "true"),
-        # nano is too small for threads: two processes of one thread take a step in two thirds of the time of one with two.
+        # nano is too small for threads: two processes of one thread take 0.7 of the time of one with two.
         processes=2,
     ),
     Command(
