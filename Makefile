@@ -10,6 +10,8 @@ PIP    := $(VENV)/bin/pip --quiet --disable-pip-version-check
 TORCH_CPU := 2.13.0
 # One process per core, a file of tests to each: a worker may hold a vLLM engine of its own, hence the limit.
 WORKERS := -n logical --maxprocesses 8 --dist loadfile
+# One thread each: two workers of two threads on two cores wait for each other at every barrier.
+test test-full: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-full lint clean
 
