@@ -267,7 +267,7 @@ def _launch(processes: int, name: str, args: Sequence[str]) -> int:
     started = next(one.name for one in COMMANDS if one.function == _command(name).function and not one.first)
     flags = ["--num_processes", str(processes), "--multi_gpu"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--module", "trl_r1.cli", started, *args]
-    # Left alone, the launcher gives each process one thread, or all processes all of them.
+    # The cores are shared out: the launcher itself would give each process one thread.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     return _attend(command, {**threads, **os.environ})
 

@@ -79,10 +79,7 @@ def panels(log_history: Sequence[Mapping[str, Any]], cons_k: int | None = None) 
         Panel("Tokens predicted right", (Curve("mean_token_accuracy", "training"),), bounded=True),
         Panel(
             "Reward",
-            (
-                Curve("reward", "sum"),
-                *(Curve(key, key.split("/")[1].removesuffix("_reward")) for key in rewards),
-            ),
+            (Curve("reward", "sum"), *(Curve(key, key.split("/")[1].removesuffix("_reward")) for key in rewards)),
         ),
         Panel(
             "Mean length in tokens",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.pipeline import artifacts
@@ -14,16 +14,13 @@ from trl_r1.trainers.checkpoints import last_complete_checkpoint
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
+    from trl_r1.pipeline.arguments import RLArguments
+    from trl_r1.pipeline.sft_arguments import SFTArguments
+
 logger = logging.getLogger(__name__)
 
 BEFORE_FILE = "heldout_before.json"
 AFTER_FILE = "heldout_after.json"
-
-
-class Overwritable(Protocol):
-    """Arguments of a stage that say whether an earlier run's folder may be cleared."""
-
-    overwrite: bool
 
 
 def show_choices() -> None:
@@ -34,13 +31,15 @@ def show_choices() -> None:
         package.setLevel(logging.INFO)
 
 
-def starting_point(script_args: Overwritable, training_args: TrainingArguments, *, measured: bool = True) -> str | None:
+def starting_point(
+    script_args: RLArguments | SFTArguments, training_args: TrainingArguments, *, measured: bool = True
+) -> str | None:
     """Find the checkpoint to continue from, and refuse to mix two runs in one folder.
 
     Every process of the launch calls it. A run that starts anew has its folder cleared of what an earlier run left.
 
     Args:
-        script_args ([`Overwritable`]): Whether an earlier run may be cleared.
+        script_args ([`RLArguments`] or [`SFTArguments`]): Whether an earlier run may be cleared.
         training_args ([`~transformers.TrainingArguments`]): Its folder and `resume_from_checkpoint`: `auto`, a folder, or
             none.
         measured (`bool`, defaults to `True`): Whether the run's start is measured on held-out questions, so that a resumed
