@@ -1,10 +1,10 @@
 """Check on this machine that the colocated engine computes with the policy's weights, in every way they can be held.
 
     python benchmarks/check_engine.py Qwen/Qwen2.5-0.5B            # all configurations this machine can run
-    python benchmarks/check_engine.py ./model --only lora --tokens 64
+    python benchmarks/check_engine.py ./model --only lora_adapter --tokens 64 --results check_engine.json
 
 Each configuration runs in its own process: three large updates, each followed by a hand-over, a rollout, and a comparison
-of the engine's log-probabilities with the policy's own forward pass. Prints one JSON object; ends with 1 if a gap exceeds
+of the engine's log-probabilities with the policy's own forward pass. Prints one JSON object for each; ends with 1 if a gap exceeds
 the limit (2e-2 in bfloat16, 2e-3 in float32, 0.2 with an FP8 engine), if the engine did not notice an update, or if a frozen base changed.
 """
 
@@ -15,9 +15,11 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from rows import machine
 
 UPDATES = 3
 MARKER = "CONFIGURATION "
@@ -187,6 +189,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=8, help="completions per prompt (there are 8 prompts)")
     parser.add_argument("--gpu_memory_utilization", type=float, default=0.3)
     parser.add_argument("--options", default="{}", help="further engine options, as JSON")
+    parser.add_argument("--results", type=Path, help="JSON file to write the results to, after each configuration")
     parser.add_argument("--here", choices=list(CONFIGURATIONS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
@@ -194,13 +197,23 @@ def main() -> int:
         return 0
     cuda = torch.cuda.is_available()
     names = arguments.only or [name for name, choice in CONFIGURATIONS.items() if cuda or not GPU_ONLY & set(choice)]
-    passed_on = [argument for argument in sys.argv[1:] if argument != "--only" and argument not in CONFIGURATIONS]
-    results = [run_apart(passed_on, name) for name in names]
-    import vllm
-
-    device = torch.cuda.get_device_name() if cuda else "cpu"
-    versions = {"vllm": vllm.__version__, "torch": torch.__version__, "device": device}
-    print(json.dumps({"model": arguments.model, **versions, "results": results}, indent=1))
+    passed_on = [
+        arguments.model,
+        "--tokens",
+        str(arguments.tokens),
+        "--n",
+        str(arguments.n),
+        "--options",
+        arguments.options,
+    ]
+    passed_on += ["--gpu_memory_utilization", str(arguments.gpu_memory_utilization)]
+    found = {"model": arguments.model, "machine": machine()}
+    results: list[dict[str, Any]] = []
+    for name in names:
+        results.append(run_apart(passed_on, name))
+        print(json.dumps(results[-1]), flush=True)
+        if arguments.results:
+            arguments.results.write_text(json.dumps({**found, "results": results}, indent=1) + "\n")
     return 0 if all(result["ok"] for result in results) else 1
 
 

@@ -114,7 +114,7 @@ def make_engine(arguments: argparse.Namespace, name: str) -> tuple[Any, Any]:
         "generation_kwargs": {"ignore_eos": True},
         "logprobs": 0,
     }
-    options = dict(variant.get("options", {}))
+    options = {**variant.get("options", {}), **json.loads(arguments.options)}
     if variant.get("stock"):
         build = vllm_generation.LLM
         if not cuda:
@@ -285,6 +285,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt_tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gpu_memory_utilization", type=float, default=0.4)
+    parser.add_argument("--options", default="{}", help="further engine options of every variant, as JSON")
     parser.add_argument("--sync", action="store_true", help="time the hand-over of weights instead")
     parser.add_argument("--profile", action="store_true", help="add where the CPU's time goes (one more rollout)")
     parser.add_argument("--quick", action="store_true", help="a nano shape and two variants, for a CPU")
@@ -316,7 +317,7 @@ def main() -> int:
         if not arguments.model:
             write_model(arguments.shape, folder)
         passed_on = ["--model", model, "--name", arguments.model or arguments.shape]
-        for name in ("questions", "n", "tokens", "prompt_tokens", "repeats", "gpu_memory_utilization"):
+        for name in ("questions", "n", "tokens", "prompt_tokens", "repeats", "gpu_memory_utilization", "options"):
             passed_on += [f"--{name}", str(getattr(arguments, name))]
         for name in names:
             row = run_apart(passed_on + ["--sync"] * arguments.sync + ["--profile"] * arguments.profile, name)

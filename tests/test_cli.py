@@ -103,7 +103,7 @@ def test_several_processes_go_through_accelerate(name: str, started: str, monkey
 def test_the_demo_takes_two_processes_where_there_are_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr(cli, "_attend", lambda command, environment: seen.append(command) or 0)
-    monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(cli, "usable_cores", lambda: 4)
     assert cli.main(["demo"]) == 0
     assert seen[0][seen[0].index("--num_processes") + 1] == "2"
 

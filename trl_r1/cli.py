@@ -16,6 +16,7 @@ from importlib import import_module
 
 from trl_r1 import __version__
 from trl_r1.exceptions import TrlR1Error
+from trl_r1.workers import usable_cores
 
 _DEMO_OUTPUT = "runs/demo"
 # Exit status of a program that Ctrl-C stopped: 128 + SIGINT.
@@ -252,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
             options.add_argument(
                 "--num_processes",
                 type=int,
-                default=min(command.processes, os.cpu_count() or 1),
+                default=min(command.processes, usable_cores()),
                 metavar="N",
                 help="start N processes with accelerate (default: %(default)s)",
             )
@@ -268,7 +269,7 @@ def _launch(processes: int, name: str, args: Sequence[str]) -> int:
     flags = ["--num_processes", str(processes), "--multi_gpu"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--module", "trl_r1.cli", started, *args]
     # The cores are shared out: the launcher itself would give each process one thread.
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes))}
     return _attend(command, {**threads, **os.environ})
 
 

@@ -101,31 +101,59 @@ class Fused(torch.nn.Module):
         return tensor
 
 
-def given_weights():
-    stored = torch.randn(20, 4)
-    return {"q": stored[:4].clone(), "k": torch.randn(4, 4), "v": torch.randn(4, 4), "embedding": torch.randn(8, 4)}
+class Policy(torch.nn.Module):
+    """The trainer's side: the same weights under the checkpoint's names."""
+
+    def __init__(self):
+        super().__init__()
+        for name, rows in {"q": 4, "k": 4, "v": 4, "embedding": 8}.items():
+            self.register_parameter(name, torch.nn.Parameter(torch.randn(rows, 4), requires_grad=False))
+
+    def named(self):
+        return ((name, parameter.data) for name, parameter in self.named_parameters())
+
+    def is_in(self, model):
+        fused = torch.cat([self.q, self.k, self.v]).bfloat16()
+        return torch.equal(model.fused, fused) and torch.equal(model.embedding[:8], self.embedding.bfloat16())
 
 
 def test_copies_are_repeated_without_loading_again():
-    model, weights = Fused(), given_weights()
-    plan = CopyPlan.record(model, weights.items())
-    for moved in (False, True):
-        weights = {name: tensor + 1 if moved else tensor.add_(1) for name, tensor in weights.items()}
-        plan(iter(weights.items()))
-        assert torch.equal(model.fused, torch.cat([weights["q"], weights["k"], weights["v"]]).bfloat16())
-        assert torch.equal(model.embedding[:8], weights["embedding"].bfloat16())
+    model, policy = Fused(), Policy()
+    plan = CopyPlan.record(policy, model, policy.named())
+    assert not plan.repeat()  # it has not been shown where the weights lie
+    plan(policy.named())
+    for parameter in policy.parameters():
+        parameter.add_(1)
+    assert not policy.is_in(model)
+    assert plan.repeat()
+    assert policy.is_in(model)
     assert model.loads == 1
     assert not model.embedding[8:].any()
 
 
+@pytest.mark.parametrize("how", ["data", "parameter"])
+def test_a_weight_that_lies_elsewhere_is_noticed(how):
+    model, policy = Fused(), Policy()
+    plan = CopyPlan.record(policy, model, policy.named())
+    plan(policy.named())
+    if how == "data":
+        policy.k.data = policy.k.data + 1
+    else:
+        policy.k = torch.nn.Parameter(policy.k + 1, requires_grad=False)
+    assert not plan.repeat()
+    plan(policy.named())
+    assert plan.repeat()
+    assert policy.is_in(model)
+
+
 @pytest.mark.parametrize("change", [lambda tensor: tensor * 2, lambda tensor: tensor[:, :2].repeat(1, 2)])
 def test_a_load_that_does_more_than_copy_is_not_repeated(change):
-    model = Fused()
+    model, policy = Fused(), Policy()
     model.read = change
-    assert CopyPlan.record(model, given_weights().items()) is None
+    assert CopyPlan.record(policy, model, policy.named()) is None
 
 
 def test_a_load_that_leaves_something_out_is_not_repeated():
-    weights = given_weights()
+    policy = Policy()
     model = SimpleNamespace(load_weights=lambda given: None)
-    assert CopyPlan.record(model, weights.items()) is None
+    assert CopyPlan.record(policy, model, policy.named()) is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -103,17 +104,18 @@ def test_the_base_answers_in_its_modes(variant: str, tokenizer: Any) -> None:
     # One batch: at this size a step costs its overhead, not its arithmetic.
     output = model.generate(**inputs, max_new_tokens=96, do_sample=True, top_k=0)[:, inputs.input_ids.shape[1] :]
     right = formed = 0
-    modes = set()
+    modes: Counter[str] = Counter()
     for row, text in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
         response = parse(text)
         right += bool(verifiers.verify(response.answer, row).correct)
         formed += response.well_formed
-        modes.add(read_trace(response.reasoning).mode)
+        modes[read_trace(response.reasoning).mode] += 1
     # 72 samples: ± 10 points. The full figures are in recipes/results/nano_base.json.
     assert 0.04 < right / 72 < 0.45
     assert 0.5 < formed / 72 < 0.92
-    assert ("search" in modes) == (variant != "no_reflection")
-    assert {"terse", "one_try"} <= modes
+    # A base without reflection checks once in 8,000 answers: multiple choice taught it the words.
+    assert modes["search"] > 10 if variant != "no_reflection" else modes["search"] <= 1
+    assert min(modes["terse"], modes["one_try"]) > 5
 
 
 def test_unknown_variant() -> None:

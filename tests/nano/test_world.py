@@ -98,8 +98,8 @@ def test_options_are_gone_through_where_the_dial_says_so() -> None:
         # The answer follows from the thought: it is the last option said to pass.
         passed = [line.split()[0] for line in solution.thought.split("\n") if line.endswith(PASSES[language][True])]
         assert passed[-1] == solution.answer
-    assert not any(document.mode == "scan" for document in NanoWorld().documents(500))
-    mixed = {document.mode for document in NanoWorld(scan=0.5).documents(500) if document.task == "choice"}
+    assert not any(document.mode == "scan" for document in NanoWorld(scan=0).documents(500))
+    mixed = {document.mode for document in NanoWorld().documents(500) if document.task == "choice"}
     assert {"scan", "terse"} <= mixed
 
 

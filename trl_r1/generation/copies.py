@@ -1,8 +1,9 @@
 """The hand-over of whole weights as one batched copy.
 
 vLLM's `load_weights` walks its model in Python for every tensor, which takes many times as long as copying the weights of a
-small model. Where it does nothing but copy (views of) the given tensors into (views of) its own, those copies are written
-down the first time and repeated together ever after.
+small model; so does asking the policy for its parameters by name. Where `load_weights` does nothing but copy (views of) the
+given tensors into (views of) its own, those copies are written down the first time and repeated together ever after, as
+long as the policy's tensors stay where they are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_r1.generation.weights import Weight
@@ -33,20 +35,29 @@ class CopyPlan:
     """Repeats what `load_weights` copied.
 
     Args:
+        policy (`torch.nn.Module`): The model whose tensors are copied.
         copies (`list[tuple[torch.Tensor, str, tuple]]`):
             Target, name of the weight, and which part of it is copied: its shape, strides and offset.
     """
 
-    def __init__(self, copies: list[tuple[torch.Tensor, str, tuple[Any, Any, int]]]) -> None:
+    def __init__(self, policy: nn.Module, copies: list[tuple[torch.Tensor, str, tuple[Any, Any, int]]]) -> None:
         self._copies = copies
+        # Where each parameter hangs: read from there, a parameter that was replaced is noticed too.
+        self._places = [
+            (module._parameters, name)
+            for module in policy.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
         self._addresses: list[int] = []
         self._sources: list[torch.Tensor] = []
 
     @classmethod
-    def record(cls, engine_model: Any, weights: Iterable[Weight]) -> CopyPlan | None:
+    def record(cls, policy: nn.Module, engine_model: Any, weights: Iterable[Weight]) -> CopyPlan | None:
         """Load weights with `load_weights`, and learn from it.
 
         Args:
+            policy (`torch.nn.Module`): The model whose weights these are.
             engine_model (`torch.nn.Module`): vLLM's model.
             weights (`Iterable`): Names and tensors of the whole policy. The tensors must live until this returns.
 
@@ -66,20 +77,34 @@ class CopyPlan:
             copies.append((target.as_subclass(torch.Tensor), name, (source.shape, source.stride(), offset)))
             copied[name] += source.numel()
         whole = all(copied[name] == tensor.numel() for name, tensor in given.items())
-        return cls(copies) if whole and len(owners) == len(given) else None
+        return cls(policy, copies) if whole and len(owners) == len(given) else None
+
+    def repeat(self) -> bool:
+        """Copy the weights as they are now, if every tensor of the policy is where it was at the last call.
+
+        Returns:
+            `bool`: Whether it was; where not, call the plan with the weights.
+        """
+        if not self._sources or self._where() != self._addresses:
+            return False
+        torch._foreach_copy_([target for target, _, _ in self._copies], self._sources)
+        return True
 
     def __call__(self, weights: Iterable[Weight]) -> None:
-        """Copy the weights as they are now.
+        """Copy the weights as they are now, from wherever they lie.
 
         Args:
             weights (`Iterable`): The same names, with tensors of the same layout.
         """
         given = dict(weights)
-        addresses = [tensor.data_ptr() for tensor in given.values()]
-        if addresses != self._addresses:
-            self._addresses = addresses
-            self._sources = [
-                given[name].as_strided(shape, stride, given[name].storage_offset() + offset)
-                for _, name, (shape, stride, offset) in self._copies
-            ]
+        self._addresses = self._where()
+        self._sources = [
+            given[name].as_strided(shape, stride, given[name].storage_offset() + offset)
+            for _, name, (shape, stride, offset) in self._copies
+        ]
         torch._foreach_copy_([target for target, _, _ in self._copies], self._sources)
+
+    def _where(self) -> list[int]:
+        return [
+            0 if (tensor := parameters.get(name)) is None else tensor.data_ptr() for parameters, name in self._places
+        ]

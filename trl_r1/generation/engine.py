@@ -240,10 +240,10 @@ class ColocatedEngine(VLLMGeneration):
             yield from super()._iter_named_params()
         elif self.hand_over:
             with torch.no_grad():
-                if self._adapter is None:
-                    self._load(self._stream())
-                else:
+                if self._adapter is not None:
                     self._hand_over_adapter(self._adapter)
+                elif self._copies is None or not self._copies.repeat():
+                    self._load(self._stream())
 
     def _hand_over_adapter(self, put: adapter.AdapterHandOver) -> None:
         """Hand over the adapter, and before the first one the base it stands on."""
@@ -282,7 +282,7 @@ class ColocatedEngine(VLLMGeneration):
         if sharded or self._streams_effective_weights or self._copies_differ:
             model.load_weights(stream)
         elif self._copies is None:
-            self._copies = CopyPlan.record(model, stream)
+            self._copies = CopyPlan.record(self.model, model, stream)
             self._copies_differ = self._copies is None
         else:
             self._copies(stream)

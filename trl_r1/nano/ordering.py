@@ -78,7 +78,7 @@ def solve_choice(rng: Random, question: Question, dials: Dials) -> Solution:
     """Name a letter at once, find the value first, or go through the options (`dials.scan`)."""
     kind, words, options, right = question.facts
     language = trace_language(rng, question.language, dials)
-    # No draw where the dial is down: the documents of the shipped bases stay what they are.
+    # No draw where the dial is down: the tokenizer's own documents, drawn before there was one, stay what they were.
     if dials.scan and rng.random() < dials.scan:
         return _scan(question, language)
     terse = rng.random() < dials.terse

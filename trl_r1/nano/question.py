@@ -26,10 +26,10 @@ class Dials:
     false_checks: float = 0.12
     give_up: float = 0.45
     patience: float = 0.3
-    longest: int = 126
+    longest: int = 112
     slips: float = 0.2
     curt: float = 0.4
-    scan: float = 0.0
+    scan: float = 0.7
 
 
 @dataclass(frozen=True)

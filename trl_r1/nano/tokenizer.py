@@ -38,7 +38,7 @@ PIECES = rf"\d|{_NUMERALS}+| ?[A-Za-z]+\n?|(?:(?!{_NUMERALS})[\u4e00-\u9fff])+\n
 TRAINING_DOCUMENTS = 20000
 # The dials of the documents the shipped merges were learnt from. Turning a dial must not change the tokenizer:
 # checkpoints of all worlds are then comparable token by token.
-TRAINING_DIALS: dict[str, Any] = {"give_up": 0.35, "patience": 0.15}
+TRAINING_DIALS: dict[str, Any] = {"give_up": 0.35, "patience": 0.15, "longest": 126, "scan": 0.0}
 
 
 def _texts(world: NanoWorld, documents: int) -> Iterator[str]:

@@ -27,13 +27,13 @@ FEW_SHOT_TASKS = ("countdown", "arithmetic", "ordering", "choice")
 TASK_NAMES = (*TASKS, FEW_SHOT)
 # Share of each task in the pretraining documents. Countdown, the demo's task, is half of them.
 MIXTURE = {
-    "countdown": 0.52, "arithmetic": 0.13, "ordering": 0.06, "choice": 0.06, "code_output": 0.07, "code_function": 0.04,
+    "countdown": 0.50, "arithmetic": 0.12, "ordering": 0.06, "choice": 0.09, "code_output": 0.07, "code_function": 0.04,
     "general": 0.05, "judge": 0.04, FEW_SHOT: 0.03,
 }  # fmt: skip
 # Three numbers is what the demo trains on.
 DEPTH_WEIGHTS = {"countdown": (6, 1)}
 # The worked examples of few-shot prompts are right, and in the question's language.
-FLAWLESS = Dials(reflect=0, terse=0, mixing=0, slips=0)
+FLAWLESS = Dials(reflect=0, terse=0, mixing=0, slips=0, scan=0)
 _TRIES_PER_ROW = 2000
 
 
@@ -46,16 +46,16 @@ class NanoWorld:
 
     Args:
         seed (`int`, defaults to 0): Seed of everything drawn.
-        reflect (`float`, defaults to 0.45): Share of answers that search: try, check, try again. 0 is a world without reflection.
+        reflect (`float`, defaults to 0.45): Share of countdown answers that search: try, check, try again. 0 is a world without reflection.
         terse (`float`, defaults to 0.45): Share of terse answers among those that do not search.
         mixing (`float`, defaults to 0.15): Share of answers that think in the other language. Chinese numerals are shorter.
         false_checks (`float`, defaults to 0.12): Chance that a failed try is called a success.
         give_up (`float`, defaults to 0.45): Chance to give up after a failed try.
         patience (`float`, defaults to 0.3): Share of searches that hardly ever give up.
-        longest (`int`, defaults to 126): Tokens after which even a patient search gives up, so that it ends within 160.
+        longest (`int`, defaults to 112): Tokens after which even a patient search gives up, so that it ends within 160.
         slips (`float`, defaults to 0.2): Chance of an error in the answers of the other tasks.
         curt (`float`, defaults to 0.4): Share of general prompts answered in the curt style.
-        scan (`float`, defaults to 0.0): Share of multiple-choice answers that go through the options one by one.
+        scan (`float`, defaults to 0.7): Share of multiple-choice answers that go through the options one by one.
         malformed (`float`, defaults to 0.28): Share of responses that miss R1-Zero's form.
         chinese (`float`, defaults to 0.35): Share of Chinese questions in the documents.
 
@@ -79,10 +79,10 @@ class NanoWorld:
     false_checks: float = 0.12
     give_up: float = 0.45
     patience: float = 0.3
-    longest: int = 126
+    longest: int = 112
     slips: float = 0.2
     curt: float = 0.4
-    scan: float = 0.0
+    scan: float = 0.7
     malformed: float = 0.28
     chinese: float = 0.35
 

@@ -7,7 +7,7 @@ way the item that it had in hand gets a [`Failure`] and the others their results
 """
 
 from trl_r1.workers.entry import Failure
-from trl_r1.workers.pool import Batch, WorkerPool, default_workers
+from trl_r1.workers.pool import Batch, WorkerPool, default_workers, usable_cores
 from trl_r1.workers.process import Limits, WorkerError
 
-__all__ = ["Batch", "Failure", "Limits", "WorkerError", "WorkerPool", "default_workers"]
+__all__ = ["Batch", "Failure", "Limits", "WorkerError", "WorkerPool", "default_workers", "usable_cores"]

@@ -24,10 +24,14 @@ Result = TypeVar("Result")
 MAX_CHUNK = 16
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may run on: pinned, it has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Return this process's share of the cores it may use, by the number of ranks on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, usable_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def picklable(function: Callable[..., Any]) -> bytes:
