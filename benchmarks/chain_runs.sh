@@ -3,6 +3,7 @@
 # a smaller student distilled, and the controls. What is there already is not run again.
 #   SEED=0 DEVICE=cpu bash benchmarks/chain_runs.sh runs/chain/0        # hours on two cores
 #   SEED=0 DEVICE=gpu ROWS=4096 bash benchmarks/chain_runs.sh runs/chain/0
+# SIDE_BY_SIDE=1 runs the two branches after R1-Zero at once, with a thread each.
 # ZERO=folder takes an R1-Zero run that is there (such as runs/demo); SMALL=model another student than nano:small.
 set -euo pipefail
 OUT=$1
@@ -20,27 +21,40 @@ run() { # folder, what must be in it at the end, command
 if [ -n "${ZERO:-}" ] && [ ! -e "$OUT/zero" ]; then ln -s "$(realpath "$ZERO")" "$OUT/zero"; fi
 run zero report.json $PY recipes/r1_zero.py --config nano_cpu $ON --heldout_every_steps 0 --resume_from_checkpoint auto
 
-# 1. R1-Zero's readable answers, SFT on them from the base, and on as many traces as pretraining holds them.
-run cold_start cold_start_report.json $PY recipes/cold_start.py --config nano_cpu --model_name_or_path "$OUT/zero"
-run sft_cold report.json $PY recipes/sft.py --config nano_cpu $ON $SFT --traces "$OUT/cold_start/cold_start.jsonl" \
-  --stage_name "Cold start" --resume_from_checkpoint auto
-[ -e "$OUT/control.jsonl" ] || $PY benchmarks/chain.py control --like "$OUT/cold_start/cold_start.jsonl" --out "$OUT/control.jsonl" --seed "$SEED"
-STEPS=$($PY -c "import json; print(json.load(open('$OUT/sft_cold/report.json'))['steps'])")
-run sft_control report.json $PY recipes/sft.py --config nano_cpu $ON $SFT --traces "$OUT/control.jsonl" --max_steps "$STEPS" \
-  --without_thinking allow --stage_name "SFT on pretraining traces" --resume_from_checkpoint auto
+cold_start() {
+  # 1. R1-Zero's readable answers, SFT on them from the base, and on as many traces as pretraining holds them.
+  run cold_start cold_start_report.json $PY recipes/cold_start.py --config nano_cpu --model_name_or_path "$OUT/zero"
+  run sft_cold report.json $PY recipes/sft.py --config nano_cpu $ON $SFT --traces "$OUT/cold_start/cold_start.jsonl" \
+    --stage_name "Cold start" --resume_from_checkpoint auto
+  [ -e "$OUT/control.jsonl" ] || $PY benchmarks/chain.py control --like "$OUT/cold_start/cold_start.jsonl" --out "$OUT/control.jsonl" --seed "$SEED"
+  STEPS=$($PY -c "import json; print(json.load(open('$OUT/sft_cold/report.json'))['steps'])")
+  run sft_control report.json $PY recipes/sft.py --config nano_cpu $ON $SFT --traces "$OUT/control.jsonl" --max_steps "$STEPS" \
+    --without_thinking allow --stage_name "SFT on pretraining traces" --resume_from_checkpoint auto
+}
 
-# 2. Rejection sampling from the RL model, SFT from the base again (trap 34).
-run rejection candidates.parquet $PY recipes/rejection_sampling.py --config nano_cpu --model_name_or_path "$OUT/zero" --max_rows "$ROWS"
-run sft_rejection report.json $PY recipes/sft.py --config nano_cpu $ON $SFT --traces "$OUT/rejection/candidates.parquet" \
-  --stage_name "Rejection-sampling SFT" --resume_from_checkpoint auto
+rejection() {
+  # 2. Rejection sampling from the RL model, SFT from the base again (trap 34).
+  run rejection candidates.parquet $PY recipes/rejection_sampling.py --config nano_cpu --model_name_or_path "$OUT/zero" --max_rows "$ROWS"
+  run sft_rejection report.json $PY recipes/sft.py --config nano_cpu $ON $SFT --traces "$OUT/rejection/candidates.parquet" \
+    --stage_name "Rejection-sampling SFT" --resume_from_checkpoint auto
 
-# 3. A smaller student on the same data (method §8), and the same student by RL for as long.
-run distill_small report.json $PY recipes/distill.py --config nano_cpu $ON $SFT --teacher "" --model_name_or_path "$SMALL" \
-  --traces "$OUT/rejection/candidates.parquet" --resume_from_checkpoint auto
-run calibration report.json $PY recipes/r1_zero.py --config nano_cpu $ON --model_name_or_path "$SMALL" --max_steps 4 \
-  --save_steps 4 --heldout_every_steps 0 --heldout_questions 2 --heldout_samples 2 --resume_from_checkpoint auto
-STEPS=$($PY benchmarks/chain.py rl-steps --distilled "$OUT/distill_small" --sampled "$OUT/rejection" --calibration "$OUT/calibration")
-echo "== the student by RL: $STEPS steps take as long as the distillation"
-run zero_small report.json $PY recipes/r1_zero.py --config nano_cpu $ON --model_name_or_path "$SMALL" --max_steps "$STEPS" \
-  --heldout_every_steps 0 --resume_from_checkpoint auto
+  # 3. A smaller student on the same data (method §8), and the same student by RL for as long.
+  run distill_small report.json $PY recipes/distill.py --config nano_cpu $ON $SFT --teacher "" --model_name_or_path "$SMALL" \
+    --traces "$OUT/rejection/candidates.parquet" --resume_from_checkpoint auto
+  run calibration report.json $PY recipes/r1_zero.py --config nano_cpu $ON --model_name_or_path "$SMALL" --max_steps 4 \
+    --save_steps 4 --heldout_every_steps 0 --heldout_questions 2 --heldout_samples 2 --resume_from_checkpoint auto
+  STEPS=$($PY benchmarks/chain.py rl-steps --distilled "$OUT/distill_small" --sampled "$OUT/rejection" --calibration "$OUT/calibration")
+  echo "== the student by RL: $STEPS steps take as long as the distillation"
+  run zero_small report.json $PY recipes/r1_zero.py --config nano_cpu $ON --model_name_or_path "$SMALL" --max_steps "$STEPS" \
+    --heldout_every_steps 0 --resume_from_checkpoint auto
+}
+
+# Neither branch needs the other. On two cores they take one each: nano is too small for two threads.
+if [ "${SIDE_BY_SIDE:-0}" = 1 ]; then
+  (OMP_NUM_THREADS=1 MASTER_PORT=29611 cold_start) & first=$!
+  (OMP_NUM_THREADS=1 MASTER_PORT=29612 rejection) & second=$!
+  wait $first; wait $second
+else
+  cold_start; rejection
+fi
 $PY benchmarks/chain.py report "$OUT" --output "$OUT/chain.json"

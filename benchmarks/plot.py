@@ -143,6 +143,21 @@ def rollout_table(rows: Sequence[Row]) -> str:
     return f"{what}\n\n{table(shown, ROLLOUT)}"
 
 
+WEIGHT_SYNC: list[Column] = [
+    ("", lambda row: SYNC_NAMES[row["variant"]]),
+    ("tensors", number("tensors", ",.0f")),
+    ("hand-over (ms)", number("sync_ms", ".2f")),
+    ("one copy, tensor by tensor (ms)", number("copy_ms", ".2f")),
+    ("all tensors in one copy (ms)", number("fused_copy_ms", ".2f")),
+    ("× one copy", number("ratio_to_copy", ".2f")),
+]
+SYNC_NAMES = {
+    "sync_stock": "TRL, all weights",
+    "sync_ours_logprobs": "trl_r1, all weights",
+    "sync_ours_lora_adapter": "trl_r1, LoRA: the adapter alone",
+    "sync_ours_lora_merged": "trl_r1, LoRA: merged weights",
+}
+
 REWARDS: list[Column] = [
     ("completions", number("n", ",.0f")),
     ("of them pathological", number("pathological", ".0f")),
@@ -322,6 +337,8 @@ def main(argv: list[str] | None = None) -> int:
         text = fill(text, benchmark, tables(benchmark, found))
     text = fill(text, "profile", profile_table(rows["trainer_step"]))
     text = fill(text, "rollout", rollout_table(read(arguments.results, "rollout")))
+    handed_over = read(arguments.results, "weight_sync")
+    text = fill(text, "weight_sync", table(handed_over, WEIGHT_SYNC) if handed_over else "Not measured yet.")
     rewards = read(arguments.results, "rewards")
     text = fill(text, "rewards", table(rewards, REWARDS) if rewards else "Not measured yet.")
     programs = read(arguments.results, "sandbox")

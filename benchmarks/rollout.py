@@ -325,12 +325,12 @@ def main() -> int:
                 row["ratio_to_stock"] = round(rows[0]["ms_per_step"] / row["ms_per_step"], 2)
             rows.append(row)
             print(json.dumps(row), flush=True)
+    print(table(rows))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     machine = {"device": device, "vllm": installed_vllm(), "torch": torch.__version__}
-    print(table(rows))
     print(json.dumps(machine))
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
+        Path(arguments.out).write_text(json.dumps([machine | row for row in rows], indent=1) + "\n")
     return 1 if any("error" in row for row in rows) else 0
 
 
