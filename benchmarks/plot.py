@@ -91,6 +91,7 @@ TRAINER_STEP: list[Column] = [
     ("peak (GiB)", number("peak_gib", ".1f")),
     ("× TRL", number("ratio_to_stock", ".2f")),
     ("losses of 3 steps", lambda row: ", ".join(f"{loss:.5f}" for loss in row.get("losses", [])[:3]) or "–"),
+    ("steps measured", lambda row: str(len(row.get("steps_s") or [])) if row.get("step_s") else "–"),
 ]
 END_TO_END: list[Column] = [
     ("", variant_name),
@@ -177,6 +178,38 @@ SANDBOX: list[Column] = [
     ("× bubblewrap", number("ratio", ".2f")),
     ("load of the machine", number("load", ".1f")),
 ]
+
+REJECTION_NAMES = {
+    "bare": "vLLM's `LLM.generate`",
+    "sampler": "our sampler, not looked at",
+    "then_verify": "our sampler, verified afterwards",
+    "streamed": "verified as they come, all k",
+    "early_stop": "verified as they come, stopped early",
+}
+REJECTION: list[Column] = [
+    ("", lambda row: REJECTION_NAMES[row["variant"]]),
+    ("seconds", number("seconds", ",.1f")),
+    ("completions", number("samples", ",.0f")),
+    ("tokens/s", number("tokens_per_s", ",.0f")),
+    ("of the engine's rate", number("share_of_bare", ".1%")),
+    ("accepted/s", lambda row: number("accepted_per_s", ",.2f")(row) if row["accepted"] else "–"),
+    ("× verified afterwards", number("ratio_to_then_verify", ".2f")),
+]
+
+
+def rejection_table(rows: Sequence[Row]) -> str:
+    """Return the tables of rejection sampling, one for each case, under a line that says what it is."""
+    blocks = []
+    for group in by_case(rows):
+        case, hardware = group[0]["case"], group[0]["machine"]["hardware"]
+        what = (
+            f"{case['model']} on {case['dataset']}, {hardware}, {case['backend']}: {case['questions']:,} questions × {case['samples']}, "
+            f"at most {case['max_accepted']} accepted, cap {case['max_tokens']:,} tokens, {case['max_num_seqs']} at once"
+        )
+        order = list(REJECTION_NAMES)
+        shown = sorted(group, key=lambda row: order.index(row["variant"]))
+        blocks.append(f"**{what}**\n\n{table(shown, REJECTION)}")
+    return "\n\n".join(blocks) or "Not measured yet."
 
 
 def profile_table(rows: Sequence[Row]) -> str:
@@ -343,6 +376,7 @@ def main(argv: list[str] | None = None) -> int:
     text = fill(text, "rewards", table(rewards, REWARDS) if rewards else "Not measured yet.")
     programs = read(arguments.results, "sandbox")
     text = fill(text, "sandbox", table(programs, SANDBOX) if programs else "Not measured yet.")
+    text = fill(text, "rejection_sampling", rejection_table(read(arguments.results, "rejection_sampling")))
     if arguments.check:
         if text != before:
             print(f"{arguments.readme} is out of date: run python benchmarks/plot.py")

@@ -5,15 +5,18 @@
     python benchmarks/rejection_sampling.py --model MODEL --dataset gsm8k_train.jsonl --columns '{"prompt": "question", …}' \
         --max-tokens 1024 --results benchmarks/results/rejection_sampling.json
 
-Same questions, k, cap, filters, engine and worker processes in four variants, each repeated, in turns:
+Same questions, k, cap, filters, engine and worker processes in five variants, each repeated, in turns:
 
-- `bare`: all k completions of every question, not looked at: the engine's own rate;
+- `bare`: vLLM's own `LLM.generate` with one request of n = k per question, on the prompts' token ids, not looked at: the engine's
+  own rate. Only where vLLM samples: transformers and servers have no engine here that could be asked without our sampler;
+- `sampler`: all k completions of every question through our sampler, not looked at;
 - `then_verify`: the same, then all verdicts, then the first accepted ones of each question;
-- `streamed`: all k with verdicts as they come (`early_stop=False`): what verifying costs the engine (target: >= 95 % of bare);
+- `streamed`: all k with verdicts as they come, the data set and its report written (`early_stop=False`): what verifying costs the
+  engine (target: `share_of_bare`, a ratio of tokens/s, >= 95 %);
 - `early_stop`: the default: a question ends when its accepted ones are settled (target: >= 1.5 x `then_verify` in accepted
   samples per second; how much can be gained depends on the acceptance rate, which is stated).
 
-Engine and workers are started before any clock.
+Engine and workers are started before any clock, and each run begins with an empty prefix cache.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from trl_r1.data.rejection_checks import Checker
 from trl_r1.data.sources import SourceConfig, load_rows
 from trl_r1.generation.base import Sample, Sampler, SampleRequest, SamplingSettings
 from trl_r1.generation.config import SamplerConfig, open_sampler
+from trl_r1.generation.vllm import VLLMSampler, _parameters
 from trl_r1.pipeline.preflight import resolve_model
 from trl_r1.rewards.pool import warm_up
 from trl_r1.rows import Row
@@ -56,8 +60,28 @@ class Bench:
         self.samples, self.cap = samples, cap
         self.filters: tuple[Filter, ...] = default_filters()
 
+    def variants(self) -> dict[str, Callable[[], Figures]]:
+        """Return what can be measured with this sampler."""
+        own = {"bare": self.bare} if isinstance(self.sampler, VLLMSampler) else {}
+        return own | {
+            "sampler": self.through_sampler,
+            "then_verify": self.then_verify,
+            "streamed": self.streamed,
+            "early_stop": self.early_stop,
+        }
+
     def bare(self) -> Figures:
-        """All completions, not looked at."""
+        """The engine alone: one request per question, answered when its last completion has ended."""
+        assert isinstance(self.sampler, VLLMSampler)
+        prompts = [self.sampler._codec.encode(row.prompt) for row in self.rows]
+        begin = time.perf_counter()
+        answers = engine_answers(self.sampler, prompts, self.settings, self.samples)
+        seconds = time.perf_counter() - begin
+        found = [one for answer in answers for one in answer.outputs]
+        return _figures(seconds, len(found), sum(len(one.token_ids) for one in found), 0)
+
+    def through_sampler(self) -> Figures:
+        """All completions by our sampler, not looked at."""
         begin = time.perf_counter()
         found = self._everything()
         return _figures(time.perf_counter() - begin, len(found), _tokens(found), 0)
@@ -86,6 +110,11 @@ class Bench:
         """Ours as it is by default."""
         return self._ours(early_stop=True)
 
+    def forget(self) -> None:
+        """Empty the engine's prefix cache, so that no run finds another one's prompts in it."""
+        if isinstance(self.sampler, VLLMSampler) and self.sampler.llm is not None:
+            self.sampler.llm.reset_prefix_cache()
+
     def _ours(self, early_stop: bool) -> Figures:
         rejection = RejectionSampler(
             self.sampler, samples=self.samples, max_accepted=self.cap, settings=self.settings, filters=self.filters,
@@ -93,9 +122,8 @@ class Bench:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             begin = time.perf_counter()
-            rejection.sample(self.rows, folder)
+            report = rejection.run(self.rows, folder).report
             seconds = time.perf_counter() - begin
-            report = rejection.gather(self.rows, folder).report
         speed = report["speed"]
         return _figures(seconds, speed["samples"], speed["tokens"], report["total"]["accepted"])
 
@@ -104,6 +132,33 @@ class Bench:
             SampleRequest(f"{row.id}#{index}", row.prompt) for row in self.rows for index in range(self.samples)
         ]
         return list(self.sampler.stream(requests, self.settings))
+
+
+def engine_answers(
+    sampler: VLLMSampler, prompts: Sequence[Sequence[int]], settings: SamplingSettings, samples: int
+) -> list[Any]:
+    """Ask the sampler's engine by `LLM.generate`, one request of n = `samples` per prompt.
+
+    Args:
+        sampler ([`~trl_r1.generation.vllm.VLLMSampler`]): Whose engine, end tokens and adapter are used.
+        prompts (`Sequence[Sequence[int]]`): Token ids.
+        settings ([`~trl_r1.generation.base.SamplingSettings`]): How the completions are drawn.
+        samples (`int`): Completions per prompt.
+
+    Returns:
+        `list[RequestOutput]`: vLLM's answers, in the order of the prompts.
+    """
+    from vllm import LLM
+
+    llm: Any = sampler.llm
+    requests: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    parameters = _parameters(settings, sampler._codec.eos_token_ids)("", 0).clone()
+    parameters.n = samples
+    # vLLM's own method, not ours, in the state of the process (threads, compiled helpers) that the sampler's steps have.
+    with llm._stance(), llm._threads():
+        answers = LLM.generate(llm, requests, parameters, use_tqdm=False, lora_request=sampler._lora_request)
+        llm._drain()
+    return answers
 
 
 def _tokens(found: list[Sample]) -> int:
@@ -123,20 +178,16 @@ def _figures(seconds: float, samples: int, tokens: int, accepted: int) -> Figure
 
 def measure(bench: Bench, repeats: int) -> dict[str, Figures]:
     """Run all variants in turns and take the median of each figure; one short round first warms everything up."""
-    variants: dict[str, Callable[[], Figures]] = {
-        "bare": bench.bare,
-        "then_verify": bench.then_verify,
-        "streamed": bench.streamed,
-        "early_stop": bench.early_stop,
-    }
+    variants = bench.variants()
     rows, bench.rows = bench.rows, bench.rows[:4]
     bench.then_verify()
     bench.rows = rows
     runs: dict[str, list[Figures]] = {name: [] for name in variants}
     for turn in range(repeats):
         # The order changes from turn to turn, so that a machine that slows down slows all of them.
-        names = list(variants)[turn % 4 :] + list(variants)[: turn % 4]
-        for name in names:
+        first = turn % len(variants)
+        for name in [*list(variants)[first:], *list(variants)[:first]]:
+            bench.forget()
             runs[name].append(variants[name]())
             print(json.dumps({"turn": turn, "variant": name, **runs[name][-1]}), file=sys.stderr, flush=True)
     return {
@@ -145,16 +196,16 @@ def measure(bench: Bench, repeats: int) -> dict[str, Figures]:
     }
 
 
-def result_rows(case: dict[str, Any], found: dict[str, Figures]) -> list[dict[str, Any]]:
-    """Set the medians as rows of results, with the two ratios of the targets."""
+def result_rows(case: Mapping[str, Any], found: Mapping[str, Figures]) -> list[dict[str, Any]]:
+    """Set the medians as rows of results, with the two ratios of the targets; `None` where there is nothing to compare."""
     shared = {"benchmark": "rejection_sampling", "case": case, "machine": machine()}
+    bare, later = found.get("bare"), found["then_verify"]["accepted_per_s"]
     rows = []
     for name, figures in found.items():
         row = {**shared, "variant": name, **{key: round(value, 3) for key, value in figures.items()}}
-        row["share_of_bare"] = round(figures["tokens_per_s"] / found["bare"]["tokens_per_s"], 4)
-        row["ratio_to_then_verify"] = (
-            round(figures["accepted_per_s"] / found["then_verify"]["accepted_per_s"], 3) if name != "bare" else None
-        )
+        row["share_of_bare"] = round(figures["tokens_per_s"] / bare["tokens_per_s"], 4) if bare else None
+        looked_at = name not in ("bare", "sampler") and later
+        row["ratio_to_then_verify"] = round(figures["accepted_per_s"] / later, 3) if looked_at else None
         rows.append(row)
     return rows
 

@@ -8,6 +8,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """`make test-full` collects the tests for a GPU too: without one they are skipped, and say why."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not for_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in for_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device: torch.cuda.is_available() is False"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """Folder of a 0.3M-parameter Qwen3 with random weights and a byte-level tokenizer."""
@@ -62,7 +74,14 @@ def build_trainer(tiny_model, tmp_path):
     from trl_r1.trainers import R1GRPOConfig, R1GRPOTrainer
 
     def build(
-        output_dir=None, *, questions=24, reward_funcs=None, peft_config=None, trainer_class=R1GRPOTrainer, **settings
+        output_dir=None,
+        *,
+        model=None,
+        questions=24,
+        reward_funcs=None,
+        peft_config=None,
+        trainer_class=R1GRPOTrainer,
+        **settings,
     ):
         settings = {
             "use_vllm": False,
@@ -82,7 +101,7 @@ def build_trainer(tiny_model, tmp_path):
         } | settings
         rows = Dataset.from_dict({"prompt": [f"question {i}" for i in range(questions)]})
         return trainer_class(
-            model=tiny_model,
+            model=model or tiny_model,
             reward_funcs=reward_funcs or [accuracy_reward, count_reward],
             args=R1GRPOConfig(str(output_dir or tmp_path / "run"), **settings),
             train_dataset=rows,

@@ -3,12 +3,17 @@
 When TRL changes one, the failing test names it.
 """
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
+from accelerate.state import GradientState
 from transformers import Trainer
 from trl import GRPOTrainer, SFTTrainer
+from trl.distributed import DistributedBackend
 from trl.generation import vllm_generation
+from trl.models import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -26,6 +31,9 @@ HOOKS = {
             "spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
         ],
         "_tokenize_prompts": ["self", "prompts"],
+        "_log_completion_extra": ["self", "column", "values"],
+        "_log_metric": ["self", "name", "value"],
+        "create_model_card": ["self", "model_name", "dataset_name", "tags"],
         "training_step": ["self", "model", "inputs", "num_items_in_batch"],
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
         "_prepare_inputs": ["self", "generation_batch"],
@@ -40,6 +48,8 @@ HOOKS = {
         "_save_rng_state": ["self", "output_dir"],
         "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     },
+    DistributedBackend: {"gather_params": ["self", "params"]},
+    GradientState: {"_set_sync_gradients": ["self", "sync_gradients"]},
     vllm_generation.VLLMGeneration: {
         "_init_vllm": ["self"],
         "_fix_param_name_to_vllm": ["self", "name", "extra_prefixes"],
@@ -77,6 +87,84 @@ def test_hooks_are_called_where_we_expect_them(method, names):
     source = inspect.getsource(getattr(GRPOTrainer, method))
     missing = {name for name in names if f"{name}" not in source}
     assert not missing, f"GRPOTrainer.{method} no longer uses {missing}"
+
+
+# Attributes that the constructors of TRL's classes set, and that ours read or write.
+ATTRIBUTES = {
+    GRPOTrainer: {
+        "_buffered_inputs", "_current_train_step_time", "_entropy_bonus_enabled", "_is_vlm", "_last_loaded_step", "_logs",
+        "_metrics", "_pending_extra_logs", "_step", "_tokenizer", "aux_loss_enabled", "beta", "epsilon_high",
+        "epsilon_low", "eos_token_ids", "generation_config", "generation_kwargs", "loss_type", "max_completion_length",
+        "num_generations", "num_generations_eval", "num_iterations", "ref_model", "reward_func_names", "reward_funcs",
+        "reward_weights", "temperature", "tools", "top_entropy_quantile", "use_vllm", "vllm_generation",
+        "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min", "vllm_importance_sampling_correction",
+        "vllm_importance_sampling_mode",
+    },
+    vllm_generation.VLLMGeneration: {
+        "_dist", "_llm_weights_sleeping", "enable_sleep_mode", "generation_kwargs", "llm", "logprobs",
+        "max_completion_length", "mode", "model", "structured_outputs_regex", "temperature", "tensor_parallel_size",
+        "tp_group",
+    },
+    DistributedBackend: {"fsdp_version"},
+}  # fmt: skip
+# Where the private names of TRL are used, beside those of the classes that the files define themselves.
+FILES_OF_OURS = ("trainers/grpo.py", "trainers/packed.py", "trainers/dynamic_sampling.py", "trainers/local_metrics.py",
+                 "generation/engine.py")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(owner, name) for owner, names in ATTRIBUTES.items() for name in sorted(names)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_attributes_that_constructors_set(owner, name):
+    assigned = {
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(owner))))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    assert name in assigned, f"{owner.__name__} no longer sets {name}"
+
+
+def test_every_private_name_of_trl_that_we_use_stands_here():
+    """What the trainers and the engine use without defining it comes from TRL or accelerate, and may vanish there."""
+    used, own = set(), set()
+    for file in FILES_OF_OURS:
+        tree = ast.parse((Path(__file__).parents[1] / "trl_r1" / file).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                (own if isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+    assert used - own <= {name for names in (*HOOKS.values(), *ATTRIBUTES.values()) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("method", "read"),
+    [
+        ("log", 'self._logs["rewards"]'),
+        ("_generate_and_score_completions", "self._pending_extra_logs.clear()"),
+        ("training_step", 'self._metrics["train"]["step_time"].append(self._current_train_step_time)'),
+        ("_compute_loss", "if self._entropy_bonus_enabled:"),
+        ("_compute_loss", "compute_aux_loss=self.aux_loss_enabled"),
+        ("_compute_loss", "if self.top_entropy_quantile < 1.0:"),
+        ("_save_checkpoint", "self.create_model_card("),
+    ],
+)
+def test_attributes_mean_what_we_take_them_for(method, read):
+    """An attribute that is still set but read elsewhere would no longer do what ours relies on."""
+    assert read in inspect.getsource(getattr(GRPOTrainer, method)), f"GRPOTrainer.{method} no longer has {read!r}"
+
+
+def test_an_engine_that_slept_is_known_by_its_flag():
+    source = inspect.getsource(vllm_generation.VLLMGeneration)
+    assert "self.enable_sleep_mode and self._llm_weights_sleeping" in source
+    assert all(isinstance(getattr(DistributedBackend, name), property) for name in ("is_fsdp", "is_zero3"))
+
+
+def test_generating_with_the_unwrapped_model():
+    parameters = list(inspect.signature(unwrap_model_for_generation).parameters)
+    assert parameters[:2] == ["model", "accelerator"]
 
 
 def test_generate_returns_what_dynamic_sampling_edits():

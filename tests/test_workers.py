@@ -183,7 +183,7 @@ def test_the_caller_goes_on_meanwhile(pool):
     [(None, [16, 12, 6, 3, 1, 1, 1]), ([i // 10 for i in range(40)], [20, 10, 10]), ([0] * 40, [32, 8])],
 )
 def test_chunks_keep_kin_together_and_shrink(keys, sizes):
-    batch = Batch(b"", [b""] * 40, None, keys)
+    batch = Batch(b"", [b""] * 40, Limits(), keys)
     chunks = list(iter(lambda: batch.take(1), []))
     assert [len(chunk) for chunk in chunks] == sizes
     assert [index for chunk in chunks for index in chunk] == list(range(40))
@@ -217,6 +217,15 @@ def test_batch_deadline():
         assert time.monotonic() - start < 10
         assert isinstance(results[0], int)
         assert [result.kind for result in results[1:]] == ["batch_deadline"] * 2
+
+
+def test_a_batch_may_have_deadlines_of_its_own():
+    with WorkerPool(1, Limits(item_seconds=60, item_wall_seconds=0.5)) as pool:
+        (found,) = pool.map(nap, [1.0], Limits(item_wall_seconds=30))
+        assert isinstance(found, int)
+        assert pool.map(nap, [30])[0].kind == "deadline"
+        assert pool.map(spin, [-1], Limits(item_seconds=0.2))[0].kind == "deadline"
+        assert pool.map(nap, [30], Limits(batch_seconds=0.3))[0].kind == "batch_deadline"
 
 
 def test_cancelled_and_closed():

@@ -105,14 +105,23 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
 
     (tmp_path / "trainer_step.json").write_text(json.dumps(rows()))
     readme = tmp_path / "README.md"
-    names = ("trainer_step", "profile", "end_to_end", "rollout", "rewards", "sandbox")
+    names = (
+        "trainer_step",
+        "profile",
+        "end_to_end",
+        "rollout",
+        "weight_sync",
+        "rewards",
+        "sandbox",
+        "rejection_sampling",
+    )
     readme.write_text("".join(f"<!-- table:{name} -->\nold\n<!-- end -->\nkept\n" for name in names))
     arguments = ["--results", str(tmp_path), "--readme", str(readme)]
     assert plot.main([*arguments, "--check"]) == 1
     assert plot.main(arguments) == 0
     text = readme.read_text()
     assert "old" not in text
-    assert text.count("kept") == 6
+    assert text.count("kept") == len(names)
     assert text.index("TRL, as it comes") < text.index("trl_r1, everything on"), "stock comes first"
     assert "No speed for `ours_no_packing`: losses differ." in text
     assert (tmp_path / "trainer_step.png").stat().st_size > 10_000

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from statistics import fmean
 
 import pytest
 
@@ -132,6 +134,39 @@ def test_rejection_records_give_a_row_per_accepted_candidate(tmp_path):
     hard = MixtureSource("r", str(path), max_pass_rate=0.9, max_per_prompt=1)
     mix(MixtureConfig((hard,)), tmp_path / "b", 1)
     assert [row["id"] for row in read(tmp_path / "b")] == ["q1/0"]
+
+
+def test_pass_rates_of_stopped_records_are_not_overstated(tmp_path):
+    """Sampling stops at the third right one of at most 60: the plain share would overstate the rate."""
+    draw, rate = random.Random(1), 0.2
+    records = []
+    for _ in range(1500):
+        right = []
+        while sum(right) < 3 and len(right) < 60:
+            right.append(draw.random() < rate)
+        records.append({"candidates": [{"index": n, "correct": one, "accepted": one} for n, one in enumerate(right)]})
+    assert fmean(pass_rate(one, 60) for one in records) == pytest.approx(rate, abs=0.01)
+    assert fmean(pass_rate(one) for one in records) > rate + 0.025, "the test can fail"
+
+    def record(number, *right):
+        ones = [
+            {
+                "index": n,
+                "text": f"<think> {sentence(9 * number + n, 30)} </think> {n}",
+                "correct": one,
+                "accepted": one,
+            }
+            for n, one in enumerate(right)
+        ]
+        return {"prompt": f"What is {sentence(number)}?", "id": f"q{number}", "domain": "math", "candidates": ones}
+
+    stopped, whole = record(1, True, False, True), record(2, True, *[False] * 6, True)
+    path = write(tmp_path / "records.jsonl", [stopped, whole, record(3, True, True)])
+    source = MixtureSource("r", path, min_pass_rate=0.25, max_pass_rate=0.6)
+    report = mix(MixtureConfig((source,)), tmp_path / "a", 1)
+    # 2 of 3 is an estimated 1/2, 2 of all 8 is a quarter, and 2 of 2 is always.
+    assert {row["id"].partition("/")[0] for row in read(tmp_path / "a")} == {"q1", "q2"}
+    assert report["dropped"] == {"too easy": 1}
 
 
 def test_duplicates_and_benchmark_questions_are_left_out_and_named(sources, tmp_path):

@@ -12,8 +12,8 @@ import slow_verifier as slow
 from replayed_samples import ReplaySampler, nano_completions, nano_rows
 
 from trl_r1.data.candidates import Candidate, accept_in_order
-from trl_r1.data.rejection import RejectionSampler, accepted_rows
-from trl_r1.data.rejection_report import easy_prompt_bias, pass_rate, render, report
+from trl_r1.data.rejection import RejectionSampler, accepted_rows, judge_identity
+from trl_r1.data.rejection_report import easy_prompt_bias, pass_rate, read_figures, render, report
 from trl_r1.data.rejection_schedule import RowState, Schedule
 from trl_r1.exceptions import ConfigurationError, DataError, EngineError
 from trl_r1.generation.base import SamplingSettings
@@ -21,6 +21,7 @@ from trl_r1.generation.config import SamplerConfig, open_sampler
 from trl_r1.nano import checkpoint_path
 from trl_r1.rewards.pool import warm_up
 from trl_r1.rows import Completion, Row, Verdict
+from trl_r1.verifiers.judge import Judge, JudgeServer
 from trl_r1.workers import WorkerError, WorkerPool
 
 K, CAP = 8, 2
@@ -297,6 +298,27 @@ def test_a_folder_of_another_run_is_refused(build, tmp_path):
             build(**changed).run(nano_rows()[:2], tmp_path)
 
 
+def test_the_time_is_noted_with_every_shard(build, tmp_path):
+    """What a kill at any moment would find: as many samples timed as lie in whole shards, or more."""
+    seen = []
+
+    class Watched(ReplaySampler):
+        def stream(self, requests, settings):
+            for sample in super().stream(requests, settings):
+                stored = sum(len(path.read_text().splitlines()) for path in tmp_path.glob("shards/shard-*.jsonl"))
+                seen.append((stored, read_figures(tmp_path / "speed-00000.json")))
+                time.sleep(0.02)  # for verdicts to come in
+                yield sample
+
+    build(Watched(nano_completions()), shard_samples=4).run(nano_rows(), tmp_path)
+    noted = [(stored, figures) for stored, figures in seen if stored]
+    assert len(noted) > 3
+    assert all(figures["starts"] == 1 and figures["seconds"] > 0 for _, figures in noted)
+    seconds = [figures["seconds"] for _, figures in noted]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) > 1
+
+
 # --- Rows without a rule ---
 
 
@@ -330,6 +352,25 @@ def test_rows_without_a_rule_are_judged(build, tmp_path, own_model):
     assert judge.sizes
     if own_model:
         assert max(judge.sizes) > 2, "judged when the stream has ended, many at a time"
+
+
+def test_another_judge_is_another_run(build, tmp_path):
+    """Verdicts of two judges are not mixed; the same one goes on, and rows that have rules ask for none."""
+
+    def judged_by(name):
+        return build(ReplaySampler(SPOKEN), judge=ByContents(ReplaySampler({}, name=name)))
+
+    first = judged_by("one").run(GENERAL, tmp_path / "general")
+    with pytest.raises(ConfigurationError, match=r"other settings: judge\.model was 'one' and is 'two'"):
+        judged_by("two").run(GENERAL, tmp_path / "general")
+    assert accepted(judged_by("one").run(GENERAL, tmp_path / "general")) == accepted(first)
+    for name in ("one", "two"):
+        build(judge=ByContents(ReplaySampler({}, name=name))).run(nano_rows()[:2], tmp_path / "ruled")
+
+    brief, judge = (Judge(JudgeServer("http://a:1/v1", "model"), prompt=prompt) for prompt in ("judge_brief", "judge"))
+    assert judge_identity(judge) == {"kind": "Judge", "model": "model", "prompt": "judge"}
+    assert judge_identity(brief) != judge_identity(judge)
+    assert judge_identity(Judge(JudgeServer("http://b:2/v1", "model"))) == judge_identity(judge), "it moved"
 
 
 def test_a_judge_that_fails_stops_the_run(build, tmp_path):
@@ -374,7 +415,9 @@ def test_few_unreadable_rows_are_left_out_and_named(build, tmp_path):
 def test_nothing_accepted_names_the_prompts_and_leaves_the_report(build, tmp_path):
     rows = [Row("What is 6 * 7?", "42", id="q")]
     wrong = {f"q#{i}": Completion("<think> ? </think> <answer> 41 </answer>", (1, 2)) for i in range(K)}
-    with pytest.raises(DataError, match=r"None of 8 completions of 1 prompts.*wrong 8.*q: 'What is 6 \* 7\?'"):
+    with pytest.raises(
+        DataError, match=r"None of 8 completions of 1 prompts.*wrong 8.*q: 'What is 6 \* 7\?'.*raise samples or"
+    ):
         build(ReplaySampler(wrong)).run(rows, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["none_accepted"]["ids"] == ["q"]
 

@@ -90,6 +90,26 @@ def test_records_of_rejection_sampling_give_every_accepted_candidate(tmp_path):
         )
 
 
+def test_candidates_without_thinking_are_refused(tmp_path):
+    """Draws train on candidates as they are: the accepted ones are looked at, the others are not."""
+
+    def record(key, *texts, accepted=(0,), domain="math"):
+        ones = [Candidate(i, text, prefill="<think>", accepted=i in accepted) for i, text in enumerate(texts)]
+        return {"prompt": "1+2?", "id": key, "domain": domain, "candidates": [one.asdict() for one in ones]}
+
+    good = record("good", "1+2=3</think> 3", "3")  # the second is not accepted
+    bad = record("bad", "1+2=3</think> 3", " </think> 3", accepted=(0, 1))
+    greeting = record("greeting", "</think> Hello!", domain="general")
+    path = write(tmp_path / "records.jsonl", good, bad, greeting)
+    with pytest.raises(DataError, match=r"2 of 4 traces .* have no <think>.*: bad, greeting\. .*without_thinking"):
+        load_candidates(TraceConfig(traces=path))
+    with pytest.raises(DataError, match=r"1 of 4 traces .*: bad\. "):
+        load_candidates(TraceConfig(traces=path, without_thinking="general"))
+    assert len(load_candidates(TraceConfig(traces=path, without_thinking="allow"))) == 3
+    kept = write(tmp_path / "kept.jsonl", good, greeting)
+    assert len(load_candidates(TraceConfig(traces=kept, without_thinking="general"))) == 2
+
+
 def test_what_a_reviewer_dropped_is_left_out(tmp_path):
     row = {"prompt": "1+2?", "completion": THOUGHT, "review": {"status": "keep"}}
     assert len(load(tmp_path, row, {**row, "review": {"status": "drop"}}, {**row, "review": None})) == 2

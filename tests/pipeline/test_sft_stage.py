@@ -12,7 +12,7 @@ import yaml
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.nano import NanoWorld, checkpoint_path
 from trl_r1.pipeline.configs import config_names
-from trl_r1.pipeline.distill import distill, parse_distill, teach
+from trl_r1.pipeline.distill import check_student, distill, parse_distill, teach
 from trl_r1.pipeline.lineage import lineage, model_hash
 from trl_r1.pipeline.sft import sft
 from trl_r1.pipeline.sft_arguments import parse_sft
@@ -158,6 +158,42 @@ def test_teacher_or_traces() -> None:
         parse_distill([*student, "--teacher", "nano"])
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            ["--model_name_or_path", "no/such-student"],
+            ConfigurationError,
+            "student model_name_or_path='no/such-student' cannot be read",
+        ),
+        (["--heldout_pass_k", "4"], ConfigurationError, "pass@4 cannot be measured with 2 samples"),
+        (["--dataset", "nowhere.jsonl"], DataError, "nowhere"),
+        ([], ConfigurationError, "already holds checkpoint-1"),
+    ],
+)
+def test_student_is_looked_at_before_the_teacher_samples(
+    options: list[str], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not options:
+        (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    monkeypatch.delattr("trl_r1.pipeline.distill.open_sampler")
+    given = [
+        *SMALL,
+        "--teacher",
+        "nano",
+        "--traces",
+        "",
+        "--dataset",
+        "nano:countdown",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    with pytest.raises(error, match=message):
+        distill(*parse_distill([*given, *options]))
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 def test_distillation_from_a_teacher(tmp_path: Path) -> None:
     """nano teaches nano: its right answers alone, of training questions alone, reach the student; a second start goes on."""
     teacher = json.dumps({"model_name_or_path": "nano", "n": 4, "max_tokens": 48, "seed": 0, "backend": "transformers"})
@@ -177,3 +213,11 @@ def test_distillation_from_a_teacher(tmp_path: Path) -> None:
     script, *_ = parse_distill(options)
     teach(script, tmp_path / "run" / "teacher")
     assert [path.read_text() for path in shards] == before
+    # Another teacher's samples are not mixed in; --overwrite has it begin anew.
+    check_student(*parse_distill(options))
+    assert [path.read_text() for path in shards] == before
+    other, *_ = parse_distill([*options, "--teacher", teacher.replace('"seed": 0', '"seed": 1')])
+    with pytest.raises(ConfigurationError, match=r"sampling\.seed was 0 and is 1"):
+        teach(other, tmp_path / "run" / "teacher")
+    check_student(*parse_distill([*options, "--overwrite", "true"]))
+    assert not list((tmp_path / "run" / "teacher").glob("**/*.*"))

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import pytest
 
 from trl_r1.data.cold_start_rows import read_rows, write_rows
 from trl_r1.data.sources import SourceConfig, load_rows
+from trl_r1.data.traces import licenses, load_traces
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.config import SamplerConfig
 from trl_r1.generation.shards import SampleStore
 from trl_r1.pipeline.cold_start import cold_start, parse_cold_start
 from trl_r1.pipeline.configs import config_names
+from trl_r1.pipeline.sft_arguments import parse_sft
 from trl_r1.responses import parse
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -36,6 +39,14 @@ SMALL = (
 
 def run(*options: object) -> dict[str, Any]:
     return cold_start(*parse_cold_start([str(option) for option in options]))
+
+
+def licences(name: str, rows: Path) -> dict[str, int]:
+    """What the SFT configuration of the same name reports of the rows that this one writes."""
+    script, *_ = parse_sft(["--config", name, "--use_cpu", "true"])
+    output_dir = parse_cold_start(["--config", name])[0].output_dir
+    assert script.traces == f"{output_dir}/cold_start.jsonl"
+    return licenses(load_traces(replace(script, traces=str(rows)), script.answer_form))
 
 
 def test_nano_writes_its_own_cold_start(tmp_path: Path) -> None:
@@ -66,6 +77,7 @@ def test_reasoning_gym_rows_are_made_by_one_command(tmp_path: Path) -> None:
     splits = load_rows(SourceConfig(dataset=files))
     assert (len(splits["train"]), len(splits["test"])) == (50, 10)
     assert set(splits["test"]["verifier"]) == {"gym"}
+    assert licences("smollm2_135m_gsm_symbolic", tmp_path / "cold_start.jsonl") == {"apache-2.0": 50}
 
 
 def test_gsm8k_rows_are_made_by_one_command(tmp_path: Path) -> None:
@@ -80,6 +92,7 @@ def test_gsm8k_rows_are_made_by_one_command(tmp_path: Path) -> None:
     assert report["dropped"] == {"equation": 1}
     first = read_rows(tmp_path / "run" / "cold_start.jsonl")[0]
     assert first["completion"] == "<think> 1+1 = 2 </think> <answer> 2 </answer>"
+    assert licences("smollm2_135m_gsm8k", tmp_path / "run" / "cold_start.jsonl") == {"mit": 2}
 
 
 def test_the_large_configuration_is_complete(tmp_path: Path) -> None:

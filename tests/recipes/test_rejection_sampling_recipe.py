@@ -97,8 +97,17 @@ def test_a_killed_run_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
     kept = shards(tmp_path)
     assert len(kept) >= 2
     assert not (tmp_path / "run" / "candidates.parquet").exists()
+    # The time that the kept samples took is kept with them.
+    noted = json.loads((tmp_path / "run" / "speed-00000.json").read_text())
+    assert noted["seconds"] > 0
+    assert noted["samples"] > 0
 
     report = run(config)
+    speed = report["speed"]
+    assert speed["starts"] == 2
+    assert speed["seconds"] > noted["seconds"]
+    assert speed["samples"] > noted["samples"]
+    assert speed["accepted_per_s"] == pytest.approx(report["total"]["accepted"] / speed["seconds"], rel=0.05)
     after = shards(tmp_path)
     assert {name: after[name] for name in kept} == kept
     records = [json.loads(line) for text in after.values() for line in text.splitlines()]

@@ -90,9 +90,41 @@ def test_configuration_takes_two_steps(stage: str, name: str, tmp_path: Path) ->
     assert "## Before and after" not in (tmp_path / "run" / "README.md").read_text()
 
 
+# The recipe, with a note of what each process collates: epoch and candidates.
+NOTING = """
+import json, os, re, sys
+from trl_r1.data.rejection_collator import RejectionSamplingCollator
+from trl_r1.pipeline.sft import run_sft
+
+collate = RejectionSamplingCollator.torch_call
+
+def noting(self, examples):
+    batch = collate(self, examples)
+    drawn = re.findall(r"<think>([0-9]+)[+]([0-9]+)</think>", self.tokenizer.decode(batch["input_ids"][0]))
+    with open(os.path.join(sys.argv[1], f"drawn-{os.environ.get('RANK', '0')}.jsonl"), "a") as file:
+        file.write(json.dumps([self.epoch, drawn]) + "\\n")
+    return batch
+
+RejectionSamplingCollator.torch_call = noting
+run_sft(sys.argv[2:])
+"""
+
+
+def drawn_by(folder: Path) -> list[set[tuple[int, int, int]]]:
+    """Epoch, row and candidate of all that each process trained on; none of them twice."""
+    found = []
+    for path in sorted(folder.glob("drawn-*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found.append([(epoch, int(row), int(k)) for epoch, drawn in lines for k, row in drawn])
+    assert sum(map(len, found)) == len({one for process in found for one in process})
+    return [set(process) for process in found]
+
+
 @pytest.mark.full
 def test_two_processes_draw_every_row_once(tmp_path: Path) -> None:
-    """Rejection-sampling records on two processes: each row once an epoch, the loss that of one process."""
+    """Rejection-sampling records on two processes: together each row once an epoch, the very candidates of one process."""
+    script = tmp_path / "noting.py"
+    script.write_text(NOTING)
     records = [
         {
             "prompt": f"Make {i} from 1, 2", "id": f"q{i}", "candidates": [
@@ -114,12 +146,18 @@ def test_two_processes_draw_every_row_once(tmp_path: Path) -> None:
         folder = tmp_path / str(processes)
         command = [
             sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes),
-            *(["--multi_gpu"] if processes > 1 else []), str(RECIPES / "sft.py"), *options, "--output_dir", str(folder),
+            *(["--multi_gpu"] if processes > 1 else []), str(script), str(folder), *options, "--output_dir", str(folder),
         ]  # fmt: skip
+        folder.mkdir()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         found[processes] = json.loads((folder / "report.json").read_text())
     assert found[2]["world_size"] == 2
     assert found[2]["steps"] == found[1]["steps"]
-    assert found[2]["loss"]["first"] == pytest.approx(found[1]["loss"]["first"], rel=0.5)
+    (alone,), (first, second) = (drawn_by(tmp_path / str(processes)) for processes in (1, 2))
+    assert first
+    assert second
+    assert first | second == alone
+    assert sorted((epoch, row) for epoch, row, _ in alone) == [(epoch, row) for epoch in range(2) for row in range(12)]
+    assert {(row, k) for _, row, k in alone} == {(row, k) for row in range(12) for k in range(2)}

@@ -2,12 +2,13 @@
 
 import importlib
 import pickle
+import pkgutil
 
 import pytest
 
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.prompts import TAG_INSTRUCTION, PromptTemplate
-from trl_r1.rewards import LanguageConsistencyReward, get_reward, language_consistency_reward
+from trl_r1.rewards import REWARDS, LanguageConsistencyReward, get_reward, language_consistency_reward
 
 ENGLISH = "<think>first we add them</think> 答案是三"
 CHINESE = "<think>先把它们加起来</think> the answer is 3"
@@ -102,20 +103,38 @@ def test_the_nano_world_thoughts():
 
 
 @pytest.mark.parametrize(
-    "name", ["language_consistency_reward", "tag_count_reward", "repetition_reward", "accuracy_reward"]
+    "name",
+    [
+        "language_consistency_reward",
+        "tag_count_reward",
+        "repetition_reward",
+        "accuracy_reward",
+        "format_reward",
+        "think_format_reward",
+    ],
 )
 def test_trap_13_found_by_plain_trl(name):
     """As `trl grpo --reward_funcs trl_r1.rewards.<name>` finds it: no module of the package has the same name."""
-    reward = getattr(importlib.import_module("trl_r1.rewards"), name)
+    package = importlib.import_module("trl_r1.rewards")
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert {"accuracy", "format", "language", "shaping"} <= modules
+    assert not modules & {reward.__name__ for reward in REWARDS.values()}
+    assert name not in modules
+    reward = getattr(package, name)
     assert callable(reward)
     assert reward.__name__ == name
-    scores = reward(
-        prompts=["What is 1 + 2?"],
-        completions=[[{"role": "assistant", "content": "<think>we add</think> <answer>3</answer>"}]],
-        completion_ids=[[1, 2, 3, 4]],
-        solution=["3"],
-        trainer_state=None,
-        log_extra=lambda *_: None,
-        log_metric=lambda *_: None,
-    )
-    assert scores == [0.0 if name == "repetition_reward" else 1.0]
+    columns = {
+        "prompts": ["What is 1 + 2?"],
+        "completion_ids": [[1, 2, 3, 4]],
+        "solution": ["3"],
+        "trainer_state": None,
+        "log_extra": lambda *_: None,
+        "log_metric": lambda *_: None,
+    }
+    right = "<think>we add</think> <answer>3</answer>"
+    assert reward(completions=[[{"role": "assistant", "content": right}]], **columns) == [
+        0.0 if name == "repetition_reward" else 1.0
+    ]
+    if name in ("accuracy_reward", "format_reward", "think_format_reward"):
+        wrong = "<think>we add</think>" if name == "think_format_reward" else "<think>we add</think> 4"
+        assert reward(completions=[[{"role": "assistant", "content": wrong}]], **columns) == [0.0]

@@ -1,9 +1,11 @@
 import re
 
 import pytest
+from transformers import AutoTokenizer
 
 from trl_r1.exceptions import ConfigurationError
-from trl_r1.prompts import PromptTemplate
+from trl_r1.nano import checkpoint_path
+from trl_r1.prompts import PromptTemplate, select_template
 from trl_r1.rewards import REWARDS, accuracy_reward, check_template, get_reward
 from trl_r1.rows import Row
 
@@ -31,16 +33,39 @@ def test_unknown_reward_lists_those_that_exist(name):
         get_reward("math.pi")
 
 
-@pytest.mark.parametrize("prefill", ["", "<think>\n"])
+# Three kinds of templates, each with and without an opened thinking: ours in plain text, ours for chats, a model's own.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {
+    "base": ("base", None, False),
+    "base, prefilled": ("base", None, True),
+    "chat": ("chat", None, False),
+    "chat, prefilled": ("chat", None, True),
+    "own chat": ("auto", CHATML, False),
+    # As R1's distilled models have it: the template itself opens the thinking, whatever is asked of it.
+    "own chat, prefilled": ("auto", CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"), False),
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
 @pytest.mark.parametrize("form", ["answer", "boxed"])
-def test_gold_scores_the_maximum_under_every_template(form, prefill):
+def test_gold_scores_the_maximum_under_every_template(form, kind):
     """Trap 2."""
+    choice, own, prefill_think = TEMPLATES[kind]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
+    tokenizer.chat_template = own
+    template = select_template(tokenizer, choice, form=form, prefill_think=prefill_think)
+    assert bool(template.prefill) is ("prefilled" in kind)
     rewards = ["accuracy", "format" if form == "answer" else "think_format", "random"]
-    shown = check_template(PromptTemplate("base", prefill=prefill, form=form), ROWS, rewards)
+    shown = check_template(template, ROWS, rewards, tokenizer)
     assert len(shown) == 4
-    for prompt, gold, scores in shown:
-        assert prompt.endswith("Assistant:" + prefill)
-        assert gold
+    for (prompt, gold, scores), row in zip(shown, ROWS, strict=False):
+        assert row.prompt in prompt
+        assert prompt.endswith(template.prefill)
+        assert prompt.removesuffix(template.prefill).rstrip().endswith(("Assistant:", "assistant"))
+        assert gold.startswith("<think>") is not bool(template.prefill)
         assert scores["accuracy_reward"] == 1.0
         assert scores["random_reward"] in (0.0, 1.0)
 

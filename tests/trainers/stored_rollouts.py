@@ -1,6 +1,7 @@
 """Trainers whose rollouts are given: prompts, completions and the engine's log-probabilities, so that steps can be compared."""
 
 import torch
+from transformers import TrainerCallback
 
 
 def stored_rollout(rows, vocabulary=250, longest=14, seed=0, eos=256):
@@ -32,3 +33,25 @@ def replayed(trainer_class, rollout):
             return prompt_ids, completion_ids, None, texts, logps, {}, None, None
 
     return Replayed
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def assert_same(ours, stock):
+    """Equal to 1e-5 of the largest element; the second step starts from weights that Adam has already made differ."""
+    for our_step, stock_step, rtol in zip(ours, stock, (1e-5, 1e-4), strict=False):
+        assert our_step.keys() == stock_step.keys()
+        scale = max(float(g.abs().max()) for g in stock_step.values())
+        assert scale > 0
+        for name, expected in stock_step.items():
+            torch.testing.assert_close(
+                our_step[name], expected, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )

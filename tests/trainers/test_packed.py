@@ -1,57 +1,16 @@
 """The packed step against stock TRL: the same loss and gradient for every loss, however rows are grouped."""
 
+import random
+
 import pytest
 import torch
-from stored_rollouts import replayed, stored_rollout
-from transformers import TrainerCallback
+from stored_rollouts import assert_same
 from trl import GRPOTrainer
 
-from trl_r1.trainers import R1GRPOTrainer
+from trl_r1.trainers import R1GRPOTrainer, bins
 
 BUDGET = 40  # two to four rows; TRL's micro-batch has four
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradient of every optimizer step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None})
-
-
-@pytest.fixture
-def step(build_trainer, monkeypatch):
-    """A function that takes two optimizer steps on a stored rollout and returns the log and the gradients."""
-
-    def take(trainer_class, *, corrects=False, rollout_seed=0, **settings):
-        rows = 32
-        rollout = stored_rollout(rows, seed=rollout_seed)
-        settings = {"max_steps": 2, "max_completion_length": 16, "beta": 0.0, "max_grad_norm": 0.0} | settings
-        trainer = build_trainer(trainer_class=replayed(trainer_class, rollout), **settings)
-        if corrects:  # the engine's log-probabilities come from the stored rollout, so no engine is needed
-            trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, True
-        gradients = Gradients()
-        trainer.add_callback(gradients)
-        trainer.train()
-        log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        return log, gradients.steps, trainer
-
-    return take
-
-
-def assert_same(ours, stock):
-    """Equal to 1e-5 of the largest element; the second step starts from weights that Adam has already made differ."""
-    for our_step, stock_step, rtol in zip(ours, stock, (1e-5, 1e-4), strict=False):
-        assert our_step.keys() == stock_step.keys()
-        scale = max(float(g.abs().max()) for g in stock_step.values())
-        assert scale > 0
-        for name, expected in stock_step.items():
-            torch.testing.assert_close(
-                our_step[name], expected, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}"
-            )
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -68,6 +27,42 @@ def test_any_grouping_gives_the_stock_loss_and_gradient(step, loss_type):
         for name in ("kl", "entropy"):
             if loss_type != "bnpo":
                 assert our_entry[name] == pytest.approx(entry[name], rel=0.05)
+
+
+def random_bins(seed):
+    """A stand-in for `balanced_bins`: any rows together, in any order, in bins of any size."""
+    generator = random.Random(seed)
+
+    def part(tokens, costs, budget, ranks=1):
+        shares = []
+        for rank in range(ranks):
+            items = list(range(rank, len(tokens), ranks))
+            generator.shuffle(items)
+            cuts = sorted(generator.sample(range(1, len(items)), min(generator.randint(1, 9), len(items) - 1)))
+            shares.append([items[i:j] for i, j in zip([0, *cuts], [*cuts, len(items)], strict=True)])
+        return shares
+
+    return part
+
+
+@pytest.mark.parametrize(("rollout_seed", "loss_type"), list(enumerate([*LOSSES, "r1"], start=1)))
+def test_random_repartitions_and_other_budgets_give_the_stock_step(step, monkeypatch, loss_type, rollout_seed):
+    settings = {"loss_type": loss_type, "beta": 0.05, "max_steps": 1, "rollout_seed": rollout_seed}
+    if loss_type == "r1":  # TRL has no such loss: ours in TRL's micro-batches
+        stock_log, stock, _ = step(R1GRPOTrainer, **settings, packing="none", max_tokens_per_microbatch=None)
+    else:
+        stock_log, stock, _ = step(GRPOTrainer, **settings)
+    counts = []
+    for budget, seed in ((24, None), (90, None), (BUDGET, 0), (BUDGET, 1)):
+        with monkeypatch.context() as patch:
+            if seed is not None:
+                patch.setattr(bins, "balanced_bins", random_bins(seed))
+            log, ours, trainer = step(R1GRPOTrainer, **settings, packing="sdpa", max_tokens_per_microbatch=budget)
+        assert trainer._regroups
+        assert_same(ours, stock)
+        assert log[0]["loss"] == pytest.approx(stock_log[0]["loss"], abs=1e-6)
+        counts.append(log[0]["microbatch/count"])
+    assert len(set(counts)) > 1  # these were groupings of different sizes
 
 
 @pytest.mark.parametrize(
@@ -164,13 +159,6 @@ def test_r1s_own_loss_is_the_same_for_any_grouping(step):
     other_log, parted, _ = step(R1GRPOTrainer, **settings, max_tokens_per_microbatch=50)
     assert_same(parted, whole)
     assert log[0]["loss"] == pytest.approx(other_log[0]["loss"], abs=1e-6)
-
-
-def test_entropy_terms_fall_back_and_say_so(step, caplog):
-    with caplog.at_level("INFO"):
-        _, _, trainer = step(R1GRPOTrainer, entropy_coef=0.01, packing="sdpa", max_tokens_per_microbatch=BUDGET)
-    assert not trainer._regroups
-    assert "is not used: entropy terms" in caplog.text
 
 
 def test_a_long_sequence_is_announced_once(step, caplog):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from trl_r1.nano import checkpoint_path
 from trl_r1.prompts import PromptTemplate, select_template
 from trl_r1.trainers.sft import R1SFTTrainer
 from trl_r1.trainers.sft_config import R1DistillConfig, R1SFTConfig
-from trl_r1.trainers.targets import tokenize
+from trl_r1.trainers.targets import prompt_ids, tokenize
 
 # What R1's own chat template does: the thinking is cut out of what the assistant said.
 DROPS = (
@@ -80,17 +81,107 @@ def test_thinking_stays_whatever_the_chat_template_does(tokenizer, tmp_path, tem
     assert text.count(f"Assistant: {opened}1+2=3 yes</think> <answer>1+2</answer><|endoftext|>") == 8
 
 
-def test_conversations_whose_thinking_would_be_dropped_are_refused(tokenizer, tmp_path):
-    messages = [{"role": "user", "content": "Make 3 from 1, 2"}, {"role": "assistant", "content": TARGET}]
-    tokenizer.chat_template = DROPS
-    data = Dataset.from_list([{"messages": messages}] * 4)
-    with pytest.raises(ConfigurationError, match=r"drops the assistant's thinking: '1\+2=3 yes'"):
+def conversations(n=8, answer=TARGET):
+    """Two questions and two answers, the last of which is the target; both think."""
+
+    def turns(i):
+        asked = [f"Make {3 + i} from 1, {2 + i}", "And once more?"]
+        said = ["<think>earlier</think> first", answer]
+        pairs = zip(asked, said, strict=True)
+        return [{"role": r, "content": c} for ask, say in pairs for r, c in (("user", ask), ("assistant", say))]
+
+    return Dataset.from_list([{"messages": turns(i)} for i in range(n)])
+
+
+@pytest.mark.parametrize("chat_template", [None, DROPS])
+def test_conversations_are_prompt_and_last_answer(tokenizer, tmp_path, chat_template):
+    """The last answer and its EOS alone carry the loss, with its thinking, whatever the template does with it."""
+    select_template(tokenizer, "chat")  # ours keeps the thinking
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    made = trainer(tmp_path, tokenizer, conversations(), packing=False)
+    for row, conversation in zip(made.train_dataset, conversations()["messages"], strict=True):
+        prompt, target = parts(row)
+        assert tokenizer.decode(target) == f"{TARGET}<|endoftext|>"
+        assert prompt == prompt_ids(conversation[:-1], tokenizer)[0]
+        assert "And once more?" in tokenizer.decode(prompt)
+        assert ("earlier" in tokenizer.decode(prompt)) == (chat_template is None), "as when the model is asked"
+    batch = made.data_collator([made.train_dataset[0]])
+    labelled = batch["labels"][batch["labels"] != -100].tolist()
+    assert tokenizer.decode(labelled) == f"{TARGET}<|endoftext|>"
+    streamed = trainer(tmp_path, tokenizer, conversations().to_iterable_dataset(), packing=False).train_dataset
+    assert [row["labels"] for row in streamed] == made.train_dataset["labels"]
+    # The reasoning that servers give apart is put back between its tags; the stage's template is used where there is one.
+    apart = [{"role": "user", "content": "Make 3"}, {"role": "assistant", "content": "3", "reasoning_content": "1+2"}]
+    template = PromptTemplate("base")
+    made = trainer(tmp_path, tokenizer, Dataset.from_list([{"messages": apart}]), template, packing=False)
+    expected = tokenize({"prompt": "Make 3", "completion": "<think>1+2</think>3"}, tokenizer, template)
+    assert made.train_dataset[0]["input_ids"] == expected["input_ids"]
+
+
+def test_conversations_that_lose_their_eos(tokenizer, tmp_path):
+    select_template(tokenizer, "chat")
+    long = conversations(1, TARGET.replace("yes", "1+2=3 no " * 80))[0]
+    data = Dataset.from_list([*conversations(97), long, long, long])
+    with pytest.raises(DataError, match=r"3 of 100 sequences \(3.0%\) are longer than max_length=256"):
         trainer(tmp_path, tokenizer, data, model="no/such-model")
-    select_template(tokenizer, "base")
-    tokenizer.chat_template = None
-    select_template(tokenizer, "chat")  # ours keeps it
-    made = trainer(tmp_path, tokenizer, data, packing=False)
-    assert TARGET in tokenizer.decode(made.train_dataset[0]["input_ids"])
+    evaluated = {"some": conversations(4), "others": data}
+    settings = {"max_truncated_targets": 0.03, "packing": False}
+    made = R1SFTTrainer(
+        str(checkpoint_path()), config(tmp_path, **settings), train_dataset=data, eval_dataset=evaluated,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    for rows_, count in ((made.train_dataset, 97), (made.eval_dataset["some"], 4), (made.eval_dataset["others"], 97)):
+        assert len(rows_) == count
+        assert {tokenizer.decode(parts(row)[1]) for row in rows_} == {f"{TARGET}<|endoftext|>"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "settings", "error", "message"),
+    [
+        ([("user", "Make 3")], {}, DataError, "Row 0: the last of `messages` must be the assistant's"),
+        ([("user", "Make 3"), ("tool", "3"), ("assistant", TARGET)], {}, DataError, "tools are neither rendered"),
+        (
+            None,
+            {"assistant_only_loss": True},
+            ConfigurationError,
+            r"assistant_only_loss: true asks for .* Leave it out",
+        ),
+        (None, {"completion_only_loss": False}, ConfigurationError, "completion_only_loss: false asks for"),
+        (None, {"chat_template_path": "some/model"}, ConfigurationError, r"'some/model' must be a .jinja or .j2 file"),
+    ],
+)
+def test_conversations_that_cannot_be_trained_on(tokenizer, tmp_path, messages, settings, error, message):
+    select_template(tokenizer, "chat")
+    data = conversations(2)
+    if messages is not None:
+        data = Dataset.from_list([{"messages": [{"role": role, "content": text} for role, text in messages]}])
+    with pytest.raises(error, match=message):
+        trainer(tmp_path, tokenizer, data, model="no/such-model", **settings)
+
+
+def test_template_of_a_file_renders_the_prompts(tokenizer, tmp_path):
+    (tmp_path / "own.jinja").write_text(DROPS)
+    made = trainer(tmp_path, tokenizer, conversations(2), chat_template_path=str(tmp_path / "own.jinja"), packing=False)
+    assert tokenizer.decode(made.train_dataset[0]["input_ids"]).startswith("User: Make 3 from 1, 2\nAssistant:  first")
+
+
+def test_streams_are_counted(tokenizer, tmp_path, caplog, monkeypatch):
+    """Too many at the beginning: no training. Later: left out and said, and stopped when they are too many."""
+    long = rows(1, TARGET.replace("yes", "1+2=3 no " * 80))[0]
+    template = PromptTemplate("base")
+    stream = Dataset.from_list([*rows(97), long, long, long]).to_iterable_dataset()
+    with pytest.raises(DataError, match=r"3 of 100 sequences \(3.0%\) are longer than max_length=256"):
+        trainer(tmp_path, tokenizer, stream, template, model="no/such-model")
+    monkeypatch.setattr("trl_r1.trainers.sft._STREAMED", 200)  # instead of 1,000 rows
+    later = [*rows(200), long, long, long, rows(1)[0]]
+    settings = {"packing": False, "max_truncated_targets": 0.01}
+    made = trainer(tmp_path, tokenizer, Dataset.from_list(later[:202]).to_iterable_dataset(), template, **settings)
+    assert len(list(made.train_dataset)) == 200
+    # TRL looks at the first rows too, so they are read more than once.
+    assert re.search(r"2 of 20\d sequences that were read of the stream are longer than max_length=256", caplog.text)
+    made = trainer(tmp_path, tokenizer, Dataset.from_list(later).to_iterable_dataset(), template, **settings)
+    with pytest.raises(DataError, match=r"3 of 20\d sequences that were read of the stream are longer"):
+        list(made.train_dataset)
 
 
 def test_template_that_closes_the_thinking_is_refused(tokenizer):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -224,7 +225,25 @@ def test_methods_as_leetcode_has_them():
     assert judged(answer, {"function": "Solution.square", "cases": [[[3], 9]]})[0] is True
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.parametrize("name", ["tests", "cases", "unit_tests"])
+def test_an_answer_that_writes_outside_its_folder_scores_zero_and_leaves_nothing(name, tmp_path):
+    """Trap 10. A right answer, but for the file that it needs to write first."""
+    reference = {"tests": ADD, "cases": SQUARE, "unit_tests": UNIT}[name]
+    good = GOOD_ADD if name == "tests" else GOOD
+    inside = f"import os\nopen(os.environ['TMPDIR'] + '/note', 'w').write('x')\n{good}"
+    assert judged(inside, reference) == judged(good, reference)
+    assert judged(inside, reference)[0] is True
+    for target in (
+        tmp_path / "written",
+        Path.home() / f".{tmp_path.name}-written",
+        Path(__file__).with_name("written"),
+    ):
+        correct, detail = judged(f"open({str(target)!r}, 'w').write('x')\n{good}", reference)
+        assert correct is False, detail
+        assert not target.exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: C++ answers are not tested (apt-get install g++)")
 def test_cpp():
     good = "#include <iostream>\nint main() { int a, b; std::cin >> a >> b; std::cout << a + b; }"
     assert judged(f"```cpp\n{good}\n```", ADD, language="cpp") == (True, "2 tests passed")

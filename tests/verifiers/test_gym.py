@@ -11,19 +11,22 @@ from trl_r1.exceptions import ConfigurationError, DataError, MissingExtraError
 from trl_r1.prompts import gold_completion
 from trl_r1.responses import parse
 from trl_r1.rows import Row
+from trl_r1.workers import Limits
 
 pytest.importorskip("reasoning_gym", reason="the extra `reasoning-gym` is not installed")
 
+from trl_r1.verifiers import gym
 from trl_r1.verifiers.gym import (
     UNUSABLE,
     _decode,
     _encode,
-    _scorer,
     _tasks,
     find_lenient,
     gold_answer,
     gym_rows,
+    load,
     readable,
+    task_of,
     verify,
 )
 
@@ -64,7 +67,7 @@ def test_every_task_golds_are_right_and_others_wrong():
 def test_trap_13_a_little_is_nothing():
     row = rows("advanced_geometry", 1)[0]
     entry = json.loads(row.reference)
-    assert 0 < _scorer("advanced_geometry")("junk", entry) < 1
+    assert 0 < load("advanced_geometry")("junk", entry) < 1
     assert verify("junk", row).correct is False
 
 
@@ -95,18 +98,50 @@ def test_trap_8_huge_answers_take_bounded_time(task, answer):
     assert time.process_time() - start < 3
 
 
+def test_right_answers_are_far_from_the_deadline():
+    for task in _tasks():
+        if task in UNUSABLE | dict.fromkeys(SLOW):
+            continue
+        row = rows(task)[0]
+        assert task_of(row) == task
+        load(task)
+        answer = gold_answer(row) or str(json.loads(row.reference)["answer"])
+        start = time.thread_time()
+        verify(answer, row)
+        assert time.thread_time() - start < gym.DEADLINE / 2, task
+
+
+def test_trap_10_an_answer_that_takes_for_ever_costs_its_deadline(monkeypatch):
+    """Not the worker, which would be killed over it later."""
+    assert gym.DEADLINE < 1
+    assert max(gym.SLOW.values()) < Limits().item_seconds
+    moves = "R U " * 4990
+    cases = [("intermediate_integration", "(x+a+b+c+d)**60"), ("rubiks_cube", moves)]
+    for task, answer in cases:
+        row = rows(task, 1)[0]
+        load(task)
+        start = time.thread_time()
+        assert verify(answer, row).correct is False
+        assert time.thread_time() - start < gym.SLOW.get(task, gym.DEADLINE) + 0.6
+    whole = time.thread_time() - start
+    monkeypatch.setattr(gym, "DEADLINE", whole / 4)
+    start = time.thread_time()
+    assert verify(moves, row).correct is False
+    assert time.thread_time() - start < whole * 0.75, "the deadline did not end it"
+
+
 def test_scorers_that_accept_wrong_answers_are_corrected():
     puzzle = rows("puzzle24")[0]
     # Twenty-four, but not from the question's numbers.
-    assert _scorer("puzzle24")("6*4*1*1", json.loads(puzzle.reference)) == 1.0
+    assert load("puzzle24")("6*4*1*1", json.loads(puzzle.reference)) == 1.0
     assert verify("6*4*1*1", puzzle).correct is False
     coin = next(row for row in rows("coin_flip", 20) if gold_answer(row).startswith("0.2"))
-    assert _scorer("coin_flip")("0", json.loads(coin.reference)) == 1.0
+    assert load("coin_flip")("0", json.loads(coin.reference)) == 1.0
     assert verify("0", coin).correct is False
     integral = rows("simple_integration", 1)[0]
     metadata = json.loads(integral.reference)["metadata"]
     unsolved = f"Integral({metadata['integrand']}, {metadata['variable']})"
-    assert _scorer("simple_integration")(unsolved, json.loads(integral.reference)) == 1.0
+    assert load("simple_integration")(unsolved, json.loads(integral.reference)) == 1.0
     assert verify(unsolved, integral).correct is False
     words = rows("gsm_symbolic", 1)[0]
     assert verify(f"{gold_answer(words)} 12345", words).correct is False

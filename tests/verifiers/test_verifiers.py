@@ -1,4 +1,4 @@
-"""Dispatch, and the real data sets: every gold answer is right in both forms, another row's different one is wrong."""
+"""Dispatch, and the real data sets: every gold answer is right in every template, another row's different one is wrong."""
 
 import json
 import re
@@ -6,9 +6,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from trl_r1.exceptions import ConfigurationError, DataError
-from trl_r1.prompts import gold_completion
+from trl_r1.nano import checkpoint_path
+from trl_r1.prompts import detect_prefill, select_template
 from trl_r1.responses import parse
 from trl_r1.rows import Row
 from trl_r1.verifiers import check_references, gold_answer, readable, verify, verify_lenient
@@ -40,9 +42,25 @@ def rows_of(name):
     return [Row(r.get("problem") or r["question"], str(r["answer"])) for r in load(name)]
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(checkpoint_path())
+
+
+@pytest.fixture(scope="module")
+def templates(tokenizer):
+    """Every shipped template, plain and chat, with the thinking opened by the model or by the prompt, in both forms."""
+    return [
+        select_template(tokenizer, name, form=form, prefill_think=prefill_think)
+        for name in ("base", "chat")
+        for form in ("answer", "boxed")
+        for prefill_think in (False, True)
+    ]
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are not at {DATA}")
 @pytest.mark.parametrize("name", ["gsm8k_train", "gsm8k_test", "math500", "aime24", "mmlu_stem", "cmath"])
-def test_gold_answers_of_real_data(name):
+def test_gold_answers_of_real_data(name, templates):
     """Trap 5."""
     rows = rows_of(name)
     unreadable = {row.reference for row in rows if readable(row)}
@@ -52,13 +70,25 @@ def test_gold_answers_of_real_data(name):
             assert verify("1", row).correct is None
             continue
         gold = gold_answer(row)
-        for form in ("answer", "boxed"):
-            response = parse(gold_completion(gold, form=form))
-            assert verify(response.answer, row).correct is True, (row, response)
+        for template in templates:
+            response = parse(template.gold(gold), prefill=template.prefill)
+            assert verify(response.answer, row).correct is True, (row, response, template)
         # A row further on whose answer is another one.
         others = (rows[(index + step) % len(rows)] for step in range(7, len(rows)))
         other = next(o for o in others if o.reference not in unreadable and differs(gold, gold_answer(o)))
         assert verify(gold_answer(other), row).correct is False, (row, other)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are not at {DATA}")
+@pytest.mark.parametrize("name", ["gsm8k_test", "math500", "aime24", "mmlu_stem", "cmath"])
+def test_prompts_of_real_data_open_the_thinking_they_say(name, templates, tokenizer):
+    """What a question holds (tags, braces, Jinja) changes neither its prompt's end nor the prefill read off it."""
+    assert {bool(template.prefill) for template in templates} == {True, False}
+    for row in rows_of(name)[::20]:
+        for template in templates:
+            prompt = template.render(row.prompt, tokenizer)
+            assert row.prompt.strip() in prompt
+            assert detect_prefill(prompt).strip() == template.prefill.strip()
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are not at {DATA}")

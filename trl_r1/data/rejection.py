@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_r1.data.filters import Filter, default_filters
 from trl_r1.data.rejection_checks import AnswerJudge, Checked, Checker, choose_judge, judged
-from trl_r1.data.rejection_report import report
+from trl_r1.data.rejection_report import read_figures, report, speed
 from trl_r1.data.rejection_schedule import RowState, Schedule
 from trl_r1.data.rejection_store import DATASET_FILE, StoredCandidates, write_candidates
 from trl_r1.exceptions import ConfigurationError, DataError, EngineError
@@ -153,7 +153,7 @@ class RejectionSampler:
         """Sample and verify this process's share of the rows; see [`run`]."""
         rank, world_size = process_place()
         keyed, _ = self._usable(rows)
-        settings = store_settings(self.sampler, self.settings, **self._identity())
+        settings = store_settings(self.sampler, self.settings, **self._identity(rows))
         shards = Path(folder) / SHARDS_FOLDER
         checker = Checker(
             self.filters,
@@ -163,7 +163,8 @@ class RejectionSampler:
             defer_judging=getattr(self.judge, "model", None) is self.sampler,
         )
         options: dict[str, Any] = {"shard_samples": self.shard_samples, "shard_seconds": self.shard_seconds}
-        with SampleStore(shards, settings, rank=rank, **options) as store:
+        store = _TimedStore(shards, settings, rank=rank, **options)
+        with store:
             run = _Run(self, store, list(keyed.items())[rank::world_size], checker, Path(folder), rank)
             if not run.left:
                 return
@@ -184,16 +185,17 @@ class RejectionSampler:
         path = write_candidates(folder / DATASET_FILE, columns, conversational=conversational)
         found = report(stored.rows(keyed.items(), self.max_accepted), self.max_accepted)
         found["unverifiable"] = {"rows": len(left_out), "ids": left_out}
-        found["speed"] = _speed(folder, found["total"]["accepted"])
+        found["speed"] = speed(folder, found["total"]["accepted"])
         write_whole(folder / REPORT_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         if not found["total"]["accepted"]:
             raise _nothing_accepted(found, keyed, folder)
         return RejectionResult(path, found)
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, rows: Sequence[Row]) -> dict[str, Any]:
         """What must be the same for a folder to be gone on with, besides the sampler."""
         names = [repr(one) if "0x" not in repr(one) else getattr(one, "__qualname__", "filter") for one in self.filters]
-        return {"samples": self.samples, "max_accepted": self.max_accepted, "filters": names}
+        found = {"samples": self.samples, "max_accepted": self.max_accepted, "filters": names}
+        return found | ({"judge": judge_identity(self.judge)} if any(map(judged, rows)) else {})
 
     def _usable(self, rows: Sequence[Row]) -> tuple[dict[str, Row], list[str]]:
         """Give rows their keys, and leave out those whose reference cannot be read."""
@@ -222,13 +224,25 @@ class RejectionSampler:
         return keyed, left_out
 
 
+class _TimedStore(SampleStore):
+    """A store that has the time noted with every shard: a kill loses the seconds of the samples that it loses, no more."""
+
+    note: Callable[[], None] | None = None
+
+    def flush(self) -> None:
+        """Write what is collected as a shard, then the time that it took."""
+        super().flush()
+        if self.note is not None:
+            self.note()
+
+
 class _Run:
     """One process's work on its share of the rows."""
 
     def __init__(
         self,
         owner: RejectionSampler,
-        store: SampleStore,
+        store: _TimedStore,
         rows: Sequence[tuple[str, Row]],
         checker: Checker,
         folder: Path,
@@ -246,13 +260,14 @@ class _Run:
         )
         self.schedule = Schedule(states, owner.spread, owner.early_stop)
         self.record = folder / f"speed-{rank:05d}.json"
-        self.before = _read_json(self.record)
+        self.before = read_figures(self.record)
         self.started = time.monotonic()
         self.samples = self.tokens = self.checked = self.usable = 0
         self.bar = _bar(len(rows), len(rows) - len(self.left), owner.progress and rank == 0)
 
     def go(self) -> None:
         """Sample until every row has what it needs."""
+        self.store.note = self._note
         try:
             while (first := next(requests := self.schedule.requests(), None)) is not None:
                 for sample in self.sampler.stream(chain([first], requests), self.owner.settings):
@@ -275,7 +290,11 @@ class _Run:
     def finish(self) -> None:
         """Write what is verified, whatever ended the run."""
         self.store.flush()
+        self.store.note = None
         self.bar.close()
+
+    def _note(self) -> None:
+        """Write down the time so far, added to that of earlier starts."""
         seconds = time.monotonic() - self.started
         figures = {"seconds": seconds, "samples": self.samples, "tokens": self.tokens, "starts": 1}
         write_whole(
@@ -324,6 +343,17 @@ class _Run:
             self._close(state)
 
 
+def judge_identity(judge: AnswerJudge | None) -> dict[str, Any]:
+    """Return what tells one judge from another: its kind, its model, its prompt; not the address of its server."""
+    model = getattr(judge, "model", None)
+    name = getattr(model, "fingerprint", None) or getattr(model, "name", None) or getattr(model, "model", None)
+    return {
+        "kind": type(judge).__qualname__,
+        "model": None if name is None else str(name),
+        "prompt": getattr(judge, "prompt", None),
+    }
+
+
 def check_sizes(samples: int, max_accepted: int | None) -> None:
     """Refuse numbers of samples that cannot work.
 
@@ -359,31 +389,9 @@ def _nothing_accepted(found: Mapping[str, Any], keyed: Mapping[str, Row], folder
     rejects = ", ".join(f"{name} {count}" for name, count in found["rejects"].items()) or "no completion at all"
     return DataError(
         f"None of {found['total']['samples']} completions of {len(keyed)} prompts was accepted ({rejects}). Prompts: {shown}. "
-        f"Look at some completions in {folder / DATASET_FILE}; raise n or max_tokens, check that the template is the one "
+        f"Look at some completions in {folder / DATASET_FILE}; raise samples or max_tokens, check that the template is the one "
         "that the model was trained with, or take easier prompts."
     )
-
-
-def _speed(folder: Path, accepted: int) -> dict[str, Any]:
-    """Sum up the figures of all processes and starts; processes run side by side, so the slowest one's time counts."""
-    figures = [_read_json(path) for path in sorted(folder.glob("speed-*.json"))]
-    seconds = max((one.get("seconds", 0.0) for one in figures), default=0.0)
-    samples, tokens = (sum(one.get(name, 0) for one in figures) for name in ("samples", "tokens"))
-    return {
-        "seconds": round(seconds, 2),
-        "samples": samples,
-        "tokens": tokens,
-        "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
-        "accepted_per_s": round(accepted / seconds, 3) if seconds else 0.0,
-        "starts": max((one.get("starts", 0) for one in figures), default=0),
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def _bar(total: int, done: int, shown: bool) -> Any:

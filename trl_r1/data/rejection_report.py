@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -28,10 +30,25 @@ def pass_rate(candidates: Sequence[Candidate], max_accepted: int | None) -> floa
     Returns:
         `float` or `None`: In [0, 1]; `None` when no verdict could be given.
     """
-    told = sorted((one for one in candidates if one.correct is not None), key=lambda one: one.index)
+    told = [one for one in candidates if one.correct is not None]
     accepted = [one.index for one in accept_in_order(told, max_accepted) if one.accepted]
-    if max_accepted is not None and len(accepted) == max_accepted:
-        told = [one for one in told if one.index <= accepted[-1]]
+    reached = max_accepted is not None and len(accepted) == max_accepted
+    return share_right(told, accepted[-1] if reached else None)
+
+
+def share_right(candidates: Sequence[Candidate], stopped_at: int | None) -> float | None:
+    """Estimate how often a row is answered right; see [`pass_rate`].
+
+    Args:
+        candidates (`list[Candidate]`): Of one row.
+        stopped_at (`int`, *optional*): Index of the accepted candidate at which sampling stopped; `None` when it did not.
+
+    Returns:
+        `float` or `None`: In [0, 1]; `None` when no verdict could be given.
+    """
+    told = [one for one in candidates if one.correct is not None]
+    if stopped_at is not None:
+        told = [one for one in told if one.index <= stopped_at]
         right = sum(one.correct is True for one in told)
         if 1 < right < len(told):
             return (right - 1) / (len(told) - 1)
@@ -136,6 +153,37 @@ def easy_prompt_bias(rates: Sequence[tuple[float, int]]) -> dict[str, float | No
         "without_cap": squared / summed - prompts if summed else None,
     }
     return {name: None if value is None else round(value, 4) for name, value in figures.items()}
+
+
+def speed(folder: Path, accepted: int) -> dict[str, Any]:
+    """Sum up the figures of all processes and starts; processes run side by side, so the slowest one's time counts.
+
+    Args:
+        folder (`Path`): The run's, with a `speed-<rank>.json` of each process.
+        accepted (`int`): Accepted samples, of all starts.
+
+    Returns:
+        `dict`: `seconds`, `samples`, `tokens`, both per second, and `starts`.
+    """
+    figures = [read_figures(path) for path in sorted(folder.glob("speed-*.json"))]
+    seconds = max((one.get("seconds", 0.0) for one in figures), default=0.0)
+    samples, tokens = (sum(one.get(name, 0) for one in figures) for name in ("samples", "tokens"))
+    return {
+        "seconds": round(seconds, 2),
+        "samples": samples,
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / seconds, 1) if seconds else 0.0,
+        "accepted_per_s": round(accepted / seconds, 3) if seconds else 0.0,
+        "starts": max((one.get("starts", 0) for one in figures), default=0),
+    }
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Read one process's figures; empty when there are none yet."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def render(found: Mapping[str, Any]) -> str:

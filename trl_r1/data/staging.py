@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from trl_r1.data.candidates import Candidate
 from trl_r1.data.chunks import Chunk
 from trl_r1.data.decontamination import DecontaminationIndex, Match, joined_text, prompt_text
 from trl_r1.data.duplicates import MinHash, signatures
+from trl_r1.data.rejection_report import share_right
 from trl_r1.data.shingles import blocks, numbers_key, tokenize
 from trl_r1.data.sources import question_key
 from trl_r1.data.traces import WITHOUT_THINKING, TraceConfig, read_traces
@@ -54,7 +56,7 @@ class MixtureSource:
         license (`str`, *optional*): Licence of rows that name none, a Hub licence id such as `"apache-2.0"`.
         only_domains (`tuple[str, ...]`, defaults to all): Rows of these domains alone, so that one file may be listed once
             per domain, each with its weight.
-        min_pass_rate (`float`, defaults to 0.0): Least share of right samples of the question.
+        min_pass_rate (`float`, defaults to 0.0): Least share of right samples of the question ([`pass_rate`]).
         max_pass_rate (`float`, defaults to 1.0): Greatest share. Below 1, questions that are always solved are left out.
         keep_unrated (`bool`, defaults to `True`): Keep rows whose pass rate nobody knows when the two above are set.
         max_per_prompt (`int`, *optional*): Most accepted candidates of one rejection-sampling record.
@@ -96,6 +98,11 @@ class MixtureSource:
             )
         if self.without_thinking not in WITHOUT_THINKING:
             raise unknown("without_thinking", self.without_thinking, WITHOUT_THINKING)
+
+    @property
+    def by_pass_rate(self) -> bool:
+        """Whether some rows may be left out for their difficulty."""
+        return self.min_pass_rate > 0 or self.max_pass_rate < 1
 
     @property
     def trace_config(self) -> TraceConfig:
@@ -177,26 +184,43 @@ def stage_chunk(job: StageJob) -> dict[str, Any]:
     return facts
 
 
-def pass_rate(example: Mapping[str, Any]) -> float | None:
-    """Return the share of right samples of an example's question.
+def pass_rate(example: Mapping[str, Any], full: int | None = None) -> float | None:
+    """Estimate the share of right samples of an example's question.
+
+    A record with fewer candidates than others was stopped when its accepted ones were settled, and would be overstated by
+    its plain share; [`~trl_r1.data.rejection_report.share_right`] corrects that, except for a single accepted one.
 
     Args:
         example (`Mapping`): With `pass_rate`, or `candidates` with their verdicts (`correct`), as rejection sampling
             records them; candidates whose verdict is unknown do not count.
+        full (`int`, *optional*): Candidates of a record that was not stopped early; the example's own when not given.
 
     Returns:
         `float` or `None`: `None` when it says neither.
     """
     if example.get("pass_rate") is not None:
         return float(example["pass_rate"])
-    verdicts = [one.get("correct") for one in example.get("candidates") or ()]
-    known = [bool(verdict) for verdict in verdicts if verdict is not None]
-    return sum(known) / len(known) if known else None
+    candidates = [_verdict(place, one) for place, one in enumerate(_candidates(example))]
+    accepted = [one.index for one in candidates if one.accepted]
+    stopped = full is not None and len(candidates) < full and accepted
+    return share_right(candidates, max(accepted) if stopped else None)
+
+
+def _verdict(place: int, columns: Mapping[str, Any]) -> Candidate:
+    """A candidate without its text."""
+    index, correct = columns.get("index"), columns.get("correct")
+    told = None if correct is None else bool(correct)
+    return Candidate(place if index is None else index, "", correct=told, accepted=bool(columns.get("accepted")))
+
+
+def _candidates(example: Mapping[str, Any], column: str = "candidates") -> Sequence[Mapping[str, Any]]:
+    return example.get(column) or ()
 
 
 def _rows(job: StageJob, counts: Counter[str]) -> Iterator[dict[str, Any]]:
     """Turn the examples of the piece into rows; count those left out."""
     source, config = job.source, job.source.trace_config
+    full = _most_candidates(job)
     for example in job.chunk.read():
         counts["read"] += 1
         candidates = example.get(source.columns.get("candidates", "candidates"))
@@ -206,7 +230,7 @@ def _rows(job: StageJob, counts: Counter[str]) -> Iterator[dict[str, Any]]:
         if (example.get("review") or {}).get("status") == "drop":
             counts["dropped by a reviewer"] += 1
             continue
-        reason = _outside(source, example)
+        reason = _outside(source, example, full)
         if reason is not None:
             counts[reason] += 1
             continue
@@ -218,11 +242,20 @@ def _rows(job: StageJob, counts: Counter[str]) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _outside(source: MixtureSource, example: Mapping[str, Any]) -> str | None:
-    """Why a question's difficulty leaves it out, if it does."""
-    if source.min_pass_rate == 0 and source.max_pass_rate == 1:
+def _most_candidates(job: StageJob) -> int | None:
+    """Candidates of the records of the piece that were not stopped early; looked up where pass rates matter."""
+    if not job.source.by_pass_rate:
         return None
-    rate = pass_rate(example)
+    column = job.source.columns.get("candidates", "candidates")
+    return max((len(_candidates(example, column)) for example in job.chunk.read()), default=0)
+
+
+def _outside(source: MixtureSource, example: Mapping[str, Any], full: int | None) -> str | None:
+    """Why a question's difficulty leaves it out, if it does."""
+    if not source.by_pass_rate:
+        return None
+    column = source.columns.get("candidates", "candidates")
+    rate = pass_rate({**example, "candidates": example.get(column)}, full)
     if rate is None:
         return None if source.keep_unrated else "pass rate unknown"
     if rate < source.min_pass_rate:

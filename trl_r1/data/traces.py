@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -137,17 +137,26 @@ def load_candidates(config: TraceConfig) -> Dataset:
         name one.
 
     Raises:
-        [`DataError`]: No such data, or records without these columns.
+        [`DataError`]: No such data, records without these columns, accepted candidates without thinking (unless allowed).
     """
     from datasets import Dataset
 
-    rows = Dataset.from_list([dict(example) for example in read_examples(config)])
+    examples = [dict(example) for example in read_examples(config)]
+    rows = Dataset.from_list(examples)
     missing = [name for name in ("prompt", "id", "candidates") if name not in rows.column_names]
     if missing:
         raise DataError(
             f"{config.traces!r} has no {', '.join(missing)}: draws need records of `trl-r1 rejection-sampling`. It has the "
             f"columns {', '.join(rows.column_names)}. Set draw: all for other traces."
         )
+    accepted = 0
+    thoughtless: list[str] = []
+    for row in examples:
+        texts = [Candidate.from_columns(one).full_text for one in row["candidates"] or () if one.get("accepted")]
+        accepted += len(texts)
+        thoughtless += [str(row["id"]) for text in texts if not _may_train(text, row.get("domain"), config)]
+    if thoughtless:
+        raise _without_thinking(config, thoughtless, accepted)
     if "license" not in rows.column_names and config.traces_license is not None:
         rows = rows.add_column("license", [config.traces_license] * len(rows))
     return rows
@@ -186,20 +195,14 @@ def read_traces(
             row: dict[str, Any] = {"prompt": prompt, "completion": completion}
             row |= {name: None if values[name] is None else str(values[name]) for name in CARRIED}
             row["license"] = row["license"] or config.traces_license
-            excused = config.without_thinking == "general" and row["domain"] == "general"
-            if _thinks(completion) or excused or config.without_thinking == "allow":
+            if _may_train(completion, row["domain"], config):
                 rows.append(row)
             else:
                 thoughtless.append(str(row["id"] or f"row {index}"))
     for what, count in left_out.items():
         logger.warning("%d of %d %s are left out.", count, total, what)
     if thoughtless:
-        raise DataError(
-            f"{len(thoughtless)} of {len(rows) + len(thoughtless)} traces of {config.traces!r} have no {THINK_OPEN}…"
-            f"{THINK_CLOSE} with something in it: {', '.join(thoughtless[:_NAMED])}{', …' if len(thoughtless) > _NAMED else ''}. "
-            "A model trained on them learns not to think. Leave them out, name the column that holds the thinking "
-            "(traces_columns: {reasoning: …}), or set without_thinking: general or allow."
-        )
+        raise _without_thinking(config, thoughtless, len(rows) + len(thoughtless))
     if not rows:
         raise DataError(f"{config.traces!r} holds no trace to train on ({total} rows were read).")
     return rows
@@ -296,14 +299,9 @@ def _targets(
     """The prompt of an example and its targets: one, or one for each accepted candidate."""
     prompt = values["prompt"]
     if values["messages"]:
-        *turns, last = [dict(message) for message in values["messages"]]
-        if last.get("role") != "assistant" or not turns:
-            raise DataError(
-                f"Row {index}: the last of `messages` must be the assistant's, after a question. Got {last!r:.200}"
-            )
-        prompt = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+        prompt, completion = split_conversation(values["messages"], index)
         prompt = prompt[0]["content"] if len(prompt) == 1 and prompt[0]["role"] == "user" else prompt
-        return prompt, [completion_text([last])]
+        return prompt, [completion]
     if not prompt:
         raise DataError(
             f"Row {index} has no prompt. It has the columns {', '.join(available)}; name them, e.g. traces_columns: "
@@ -323,6 +321,35 @@ def _targets(
             f"the columns {', '.join(available)}; name them in traces_columns."
         )
     return prompt, [compose(reasoning, answer, summary, form)]
+
+
+def split_conversation(messages: Sequence[Mapping[str, Any]], index: int) -> tuple[list[dict[str, str]], str]:
+    """Part a conversation into what the model is given and what it is to write: the last turn, the assistant's.
+
+    Args:
+        messages (`Sequence[Mapping]`): The turns.
+        index (`int`): The row's place, for messages.
+
+    Returns:
+        `tuple[list[dict], str]`: The turns before, with role and content alone, and the target as text, `reasoning_content`
+        put back between thinking tags.
+
+    Raises:
+        [`DataError`]: A conversation that does not end in an answer, or that calls tools.
+    """
+    if not messages:
+        raise DataError(f"Row {index}: `messages` is empty. Leave such rows out.")
+    *turns, last = messages
+    if last.get("role") != "assistant" or not turns:
+        raise DataError(
+            f"Row {index}: the last of `messages` must be the assistant's, after a question. Got {dict(last)!r:.200}"
+        )
+    for turn in messages:
+        if turn.get("tool_calls") or turn.get("role") == "tool":
+            raise DataError(
+                f"Row {index}: tools are neither rendered nor trained on here. Got {dict(turn)!r:.200}. Leave such rows out."
+            )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns], completion_text([dict(last)])
 
 
 def compose(reasoning: str, answer: str = "", summary: str = "", form: str = "answer") -> str:
@@ -349,6 +376,21 @@ def compose(reasoning: str, answer: str = "", summary: str = "", form: str = "an
 def _thinks(completion: str) -> bool:
     before, closed, _ = completion.partition(THINK_CLOSE)
     return bool(closed and before.partition(THINK_OPEN)[2].strip())
+
+
+def _may_train(completion: str, domain: str | None, config: TraceConfig) -> bool:
+    """Whether a target thinks, or need not."""
+    excused = config.without_thinking == "general" and domain == "general"
+    return excused or config.without_thinking == "allow" or _thinks(completion)
+
+
+def _without_thinking(config: TraceConfig, thoughtless: list[str], total: int) -> DataError:
+    return DataError(
+        f"{len(thoughtless)} of {total} traces of {config.traces!r} have no {THINK_OPEN}…{THINK_CLOSE} with something in it: "
+        f"{', '.join(thoughtless[:_NAMED])}{', …' if len(thoughtless) > _NAMED else ''}. A model trained on them learns not to "
+        "think. Leave them out, name the column that holds the thinking (traces_columns: {reasoning: …}), or set "
+        "without_thinking: general or allow."
+    )
 
 
 def _as_user(prompt: str) -> list[dict[str, str]]:

@@ -35,11 +35,13 @@ METHOD_TASK = (
 
 
 def math_500(example: Mapping[str, Any]) -> Row:
-    r"""Turn a MATH-500 example into a row; the few answers that are words (`\text{Evelyn}`) are compared as texts."""
+    r"""Turn a MATH-500 example into a row; words (`\text{Evelyn}`) are compared as texts, letters (`\text{(C)}`) as options."""
     row = Row(str(example["problem"]), str(example["answer"]), "math", "en", str(example["unique_id"]))
     if readable(row) is None:
         return row
-    return replace(row, reference=re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", row.reference), verifier="exact")
+    row = replace(row, reference=re.sub(r"\\text(?:bf)?\s*\{([^{}]*)\}", r"\1", row.reference))
+    option = replace(row, verifier="choice")
+    return option if readable(option) is None else replace(row, verifier="exact")
 
 
 def gpqa(example: Mapping[str, Any]) -> Row:

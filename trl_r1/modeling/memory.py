@@ -346,29 +346,6 @@ def next_budget(tokens: int) -> int | None:
     return _down(tokens // 2) or None
 
 
-def out_of_memory_message(tokens: int, *, checkpointing: bool, longest: int = 0) -> str:
-    """Say what to try after running out of memory in a training step.
-
-    Args:
-        tokens (`int`): The budget, `max_tokens_per_microbatch`.
-        checkpointing (`bool`): Whether layers are recomputed already.
-        longest (`int`, defaults to 0): Tokens of the longest sequence, which no budget can make shorter.
-
-    Returns:
-        `str`: A message that names the budget to try next.
-    """
-    smaller = next_budget(tokens)
-    advice = []
-    if smaller is not None and longest <= smaller:
-        advice.append(f"max_tokens_per_microbatch: {smaller}")
-    if not checkpointing:
-        advice.append("gradient_checkpointing: true")
-    if not advice:
-        advice.append("a lower max_completion_length, LoRA (use_peft: true), or more devices")
-    bound = f" (one sequence alone has {longest})" if smaller is None or longest > smaller else ""
-    return f"Out of memory with max_tokens_per_microbatch={tokens}{bound}. Try {' or '.join(advice)}."
-
-
 def free_device_bytes(device: torch.device) -> int | None:
     """Memory of a GPU that a step can still use: what is free, and what torch's allocator holds without using it.
 

@@ -32,8 +32,10 @@ class RLArguments(SourceConfig):
             `domain_rewards`.
         reward_settings (`dict`, *optional*): Reward to the arguments of its class ([`~trl_r1.rewards.configured`]).
         domain_rewards (`dict`, *optional*): Domain to its rewards, their weights, or their weights by step.
-        reward_workers (`int`, defaults to 0):
-            Processes, of each rank, that compute the rewards while the trainer does something else; 0 for none.
+        reward_workers (`int`, *optional*):
+            Processes, of each rank, that compute the rewards while the trainer does something else, each completion by itself,
+            and score the held-out samples; 0 for none. By default one per core of the rank's share where rows are verified by
+            `gym` or `code`, and none otherwise. `gym` evaluates model text, so that 0 is refused there.
         template (`str`, defaults to `"auto"`): `"base"` (R1-Zero's plain text), `"chat"`, or chosen from the model.
         answer_form (`str`, defaults to `"answer"`): `"answer"` (tags) or `"boxed"`.
         prefill_think (`bool`, defaults to `False`): Open the thinking in the prompt.
@@ -79,7 +81,9 @@ class RLArguments(SourceConfig):
     domain_rewards: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Domain to its rewards, e.g. {math: [accuracy], code: {accuracy: 2.0}}."}
     )
-    reward_workers: int = field(default=0, metadata={"help": "Processes that compute rewards; 0 for none."})
+    reward_workers: int | None = field(
+        default=None, metadata={"help": "Processes that compute rewards; 0 for none. By default where rows need them."}
+    )
     template: str = field(default="auto", metadata={"help": "base, chat, or auto: chosen from the model."})
     answer_form: str = field(default="answer", metadata={"help": "answer (tags) or boxed."})
     prefill_think: bool = field(default=False, metadata={"help": "Open the thinking in the prompt."})
@@ -108,8 +112,11 @@ class RLArguments(SourceConfig):
         self.domain_rewards = as_mapping("domain_rewards", self.domain_rewards)
         if self.rewards is None:
             self.rewards = [] if self.domain_rewards else list(self.default_rewards)
-        if self.reward_workers < 0:
-            raise ConfigurationError(f"reward_workers={self.reward_workers} must be 0 (none) or a number of processes.")
+        if self.reward_workers is not None and self.reward_workers < 0:
+            raise ConfigurationError(
+                f"reward_workers={self.reward_workers} must be 0 (none) or a number of processes; leave it out to have them "
+                "where rows need them."
+            )
         for name in ("heldout_questions", "heldout_samples", "heldout_curve_questions", "heldout_curve_samples"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -19,9 +19,13 @@ from trl_r1.pipeline import artifacts
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.lineage import lineage
 from trl_r1.pipeline.preflight import resolve_model
+from trl_r1.pipeline.rejection_sampling import clear_samples
+from trl_r1.pipeline.resuming import starting_point
 from trl_r1.pipeline.sft import sft
 from trl_r1.pipeline.sft_arguments import SFTArguments, parse_stage
+from trl_r1.pipeline.sft_preflight import prepare_sft
 from trl_r1.rows import Row
+from trl_r1.trainers.targets import check_tags, tokenize
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEACHER_FOLDER = "teacher"
+# Traces that are always here; several, so that not all of them ask a held-out question.
+_STAND_IN, _STAND_INS = "nano:countdown", 16
 
 
 @dataclass
@@ -91,7 +97,8 @@ def distill(
     """Distillation: SFT of a student on a reasoning model's traces (arXiv 2501.12948v1 §2.4, v2 B.4.3; method §8).
 
     With a `teacher`, its samples are verified and filtered as in rejection sampling, in `output_dir/teacher`; a second start
-    goes on where the first was stopped. The paper distills by SFT alone, on the data of its third stage.
+    goes on where the first was stopped, and `overwrite` has the teacher asked anew. The student is looked at before the
+    teacher is opened. The paper distills by SFT alone, on the data of its third stage.
 
     Args:
         script_args ([`DistillArguments`]): Teacher or traces, template, evaluation.
@@ -108,6 +115,7 @@ def distill(
     if not script_args.teacher:
         return sft(script_args, training_args, model_args)
     folder = artifacts.run_folder(training_args)
+    check_student(script_args, training_args, model_args)
     path = teach(script_args, folder / TEACHER_FOLDER)
     # The student may be of another family: the teacher's text is put after the student's own prompt.
     report = sft(replace(script_args, teacher=None, traces=str(path)), training_args, model_args)
@@ -116,6 +124,37 @@ def distill(
         report["teacher"] = {"model": name} if script_args.served else lineage(str(_resolved(name)), name)
         write_json(folder / artifacts.REPORT_FILE, report)
     return report
+
+
+def check_student(script_args: DistillArguments, training_args: R1SFTConfig, model_args: ModelConfig) -> None:
+    """Find out what is wrong with the student's training before a teacher samples for hours; every rank calls it.
+
+    A few of nano's traces stand in for those that the teacher has not written. With `overwrite`, and no checkpoint to resume
+    from, what an earlier teacher wrote is removed.
+
+    Args:
+        script_args ([`DistillArguments`]): Teacher, questions, template, evaluation.
+        training_args ([`R1DistillConfig`]): The training.
+        model_args ([`~trl.ModelConfig`]): The student.
+
+    Raises:
+        [`ConfigurationError`] or [`DataError`]: As [`~trl_r1.pipeline.sft.sft`] before a weight is loaded, as far as it does
+            not depend on the traces.
+    """
+    standing_in = replace(script_args, teacher=None, traces=_STAND_IN, max_traces=_STAND_INS, draw="all")
+    try:
+        prepared = prepare_sft(standing_in, training_args, model_args)
+    except OSError as error:  # transformers', which does not always name the model
+        raise ConfigurationError(
+            f"The student model_name_or_path={model_args.model_name_or_path!r} cannot be read: {error} Give a Hub id, a folder, or "
+            "nano."
+        ) from error
+    check_tags(prepared.tokenizer)
+    tokenize(prepared.traces[0], prepared.tokenizer, prepared.template)
+    checkpoint = starting_point(script_args, training_args, measured=prepared.held_out is not None)
+    if script_args.overwrite and checkpoint is None and training_args.process_index == 0:
+        clear_samples(artifacts.run_folder(training_args) / TEACHER_FOLDER)
+    PartialState().wait_for_everyone()
 
 
 def teach(script_args: DistillArguments, folder: Path) -> Path:

@@ -14,12 +14,12 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_r1.evaluation import Evaluation, ProblemScore, score
+from trl_r1.evaluation import Evaluation, ProblemScore
 from trl_r1.evaluation.metrics import GROUPS
 from trl_r1.pipeline.files import read_json, write_json
-from trl_r1.responses import parse
+from trl_r1.pipeline.reward_workers import score_samples, scoring_workers
 from trl_r1.rows import Completion, Prompt, Row
-from trl_r1.verifiers import verify
+from trl_r1.workers import WorkerPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +47,8 @@ class HeldOut:
         pass_k (`tuple[int, ...]`, defaults to none): Further k for which pass@k is reported.
         cons_k (`int`, *optional*): Votes per majority; all samples by default.
         seed (`int`, defaults to 0): Seed of the sampling.
+        workers ([`~trl_r1.workers.WorkerPool`], *optional*):
+            Processes that score the samples. Without, they are scored here, but for rows of `gym`, which start some each time.
     """
 
     rows: Sequence[Row]
@@ -59,6 +61,7 @@ class HeldOut:
     pass_k: tuple[int, ...] = ()
     cons_k: int | None = None
     seed: int = 0
+    workers: WorkerPool | None = None
 
     @classmethod
     def of(cls, script_args: RLArguments | SFTArguments, template: PromptTemplate, rows: Sequence[Row]) -> HeldOut:
@@ -120,10 +123,13 @@ class HeldOut:
                 max_tokens=self.max_tokens,
             )
         samples = [[replace(completion, prefill=self.prefill) for completion in group] for group in samples]
-        local = score([self.rows[index] for index in mine], samples, cons_k=self.cons_k, pass_k=self.pass_k)
-        if show and trainer.is_world_process_zero():
-            title = f"Held-out samples at step {trainer.state.global_step}"
-            print_samples(title, [self.rows[index] for index in mine[:show]], samples[:show])
+        rows = [self.rows[index] for index in mine]
+        with scoring_workers(self.workers, rows) as workers:
+            local = score_samples(rows, samples, cons_k=self.cons_k, pass_k=self.pass_k, workers=workers)
+            if show and trainer.is_world_process_zero():
+                firsts = [group[:1] for group in samples[:show]]
+                title = f"Held-out samples at step {trainer.state.global_step}"
+                print_samples(title, rows[:show], firsts, score_samples(rows[:show], firsts, workers=workers))
         scored: list[tuple[int, ProblemScore]] = list(zip(mine, local.problems, strict=True))
         by_index = dict(gather_object(scored) if world_size > 1 else scored)
         return Evaluation([by_index[index] for index in range(len(self.rows))], local.cons_k, self.pass_k)
@@ -245,19 +251,24 @@ def log_evaluation(trainer: R1GRPOTrainer, evaluation: Evaluation, *, with_conse
     Trainer.log(trainer, logs)
 
 
-def print_samples(title: str, rows: Sequence[Row], samples: Sequence[Sequence[Completion]]) -> None:
-    """Print a table with the first completion of some questions, its verdict and its length.
+def print_samples(title: str, rows: Sequence[Row], samples: Sequence[Sequence[Completion]], scores: Evaluation) -> None:
+    """Print a table with one completion of some questions, its verdict and its length.
 
     TRL's own table (`log_completions`) repeats the whole prompt, of which R1-Zero's template is most.
+
+    Args:
+        title (`str`): Above the table.
+        rows (`Sequence[Row]`): The questions.
+        samples (`Sequence[Sequence[Completion]]`): One completion of each.
+        scores ([`Evaluation`]): Of these completions.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("question", "completion", "tokens", "verdict", title=title, show_lines=True)
-    for row, (completion, *_) in zip(rows, samples, strict=True):
-        answer = parse(completion.text, prefill=completion.prefill, truncated=completion.truncated).answer
-        verdict = {True: "right", False: "wrong", None: "unknown"}[verify(answer, row).correct]
+    for row, (completion,), scored in zip(rows, samples, scores.problems, strict=True):
+        verdict = "unknown" if not scored.n else "right" if scored.correct else "wrong"
         text = completion.prefill + completion.text
         shown = text if len(text) <= 700 else f"{text[:350]}\n[…]\n{text[-350:]}"
         question = row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"]

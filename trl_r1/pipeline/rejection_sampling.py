@@ -150,7 +150,9 @@ def rejection_sampling(script_args: RejectionSamplingArguments, sampler_config: 
     choose_backend(config)
     if script_args.judge is None:
         choose_judge(None, rows)  # refused here, before any weight is loaded
-    _clear(folder, script_args.overwrite)
+    if script_args.overwrite and process_place()[0] == 0:
+        clear_samples(folder)
+    wait_for_everyone()
     with closing(open_sampler(config)) as sampler:
         judge, opened = _judge(script_args, sampler)
         rejection = RejectionSampler(
@@ -226,12 +228,11 @@ def _judge(script_args: RejectionSamplingArguments, sampler: Sampler) -> tuple[A
     return Judge(opened, prompt=script_args.judge_prompt, max_tokens=config.max_tokens), opened
 
 
-def _clear(folder: Path, overwrite: bool) -> None:
-    if overwrite and process_place()[0] == 0 and folder.is_dir():
-        shutil.rmtree(folder / SHARDS_FOLDER, ignore_errors=True)
-        for path in (folder / DATASET_FILE, folder / REPORT_FILE, *folder.glob("speed-*.json")):
-            path.unlink(missing_ok=True)
-    wait_for_everyone()
+def clear_samples(folder: Path) -> None:
+    """Remove what an earlier run of rejection sampling left in a folder; one process of the launch calls it."""
+    shutil.rmtree(folder / SHARDS_FOLDER, ignore_errors=True)
+    for path in (folder / DATASET_FILE, folder / REPORT_FILE, *folder.glob("speed-*.json")):
+        path.unlink(missing_ok=True)
 
 
 def _describe(

@@ -25,10 +25,10 @@ from trl_r1.pipeline.plan_text import render_plan
 from trl_r1.pipeline.preflight import Prepared, load_settings, prepare, render_preview
 from trl_r1.pipeline.report import write_report_page
 from trl_r1.pipeline.resuming import AFTER_FILE, BEFORE_FILE, raise_if_stopped, show_choices, starting_point
+from trl_r1.pipeline.reward_workers import open_workers, workers_for
 from trl_r1.rewards import RewardFunction, RewardPool, RewardRouter
-from trl_r1.rewards.pool import BATCH_SECONDS, warm_up
 from trl_r1.trainers import R1GRPOTrainer
-from trl_r1.workers import Limits, WorkerPool
+from trl_r1.workers import WorkerPool
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -108,23 +108,24 @@ def reinforce(script_args: RLArguments, training_args: R1GRPOConfig, model_args:
         _print_plan(script_args, training_args, model_args)
         return None
     prepared = prepare(script_args, training_args, model_args)
+    workers = workers_for(script_args.reward_workers, [*prepared.train, *prepared.held_out.rows])
     if script_args.preview:
         if training_args.process_index == 0:
             print(render_preview(prepared))
         return None
     checkpoint = starting_point(script_args, training_args)
     folder = artifacts.run_folder(training_args)
-    held_out = HeldOutCallback.of(script_args, prepared.held_out, folder / BEFORE_FILE)
-    with _pooled(prepared.rewards, script_args.reward_workers) as rewards:
-        trainer = _trainer(held_out, training_args, model_args, prepared, rewards)
+    with _workers(workers, prepared) as pool:
+        held_out = HeldOutCallback.of(script_args, replace(prepared.held_out, workers=pool), folder / BEFORE_FILE)
+        trainer = _trainer(held_out, training_args, model_args, prepared, _pooled(prepared.rewards, pool))
         training_started = time.time()
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             _draw_curves(trainer, script_args)
-    raise_if_stopped(trainer)
-    train_seconds = time.time() - training_started
-    before, after = held_out.before, held_out.measure_end()
+        raise_if_stopped(trainer)
+        train_seconds = time.time() - training_started
+        before, after = held_out.before, held_out.measure_end()
     assert before is not None
     _draw_curves(trainer, script_args)
     artifacts.save_model(trainer)
@@ -152,14 +153,20 @@ def _print_plan(script_args: RLArguments, training_args: R1GRPOConfig, model_arg
 
 
 @contextmanager
-def _pooled(rewards: list[RewardFunction], workers: int) -> Iterator[list[RewardFunction]]:
-    """Hand the rewards to worker processes, which all of them share."""
+def _workers(workers: int, prepared: Prepared) -> Iterator[WorkerPool | None]:
+    """The processes that rewards and held-out evaluation share, if there are to be any."""
     if not workers:
-        yield list(rewards)
+        yield None
         return
-    with WorkerPool(workers, Limits(batch_seconds=BATCH_SECONDS), initializer=warm_up) as pool:
-        # What a router's rewards need of the token ids, it does not tell.
-        yield [RewardPool(one, pool, completion_ids=isinstance(one, RewardRouter) or None) for one in rewards]
+    with open_workers(workers, [*prepared.train, *prepared.held_out.rows]) as pool:
+        yield pool
+
+
+def _pooled(rewards: list[RewardFunction], pool: WorkerPool | None) -> list[RewardFunction]:
+    if pool is None:
+        return list(rewards)
+    # What a router's rewards need of the token ids, it does not tell.
+    return [RewardPool(one, pool, completion_ids=isinstance(one, RewardRouter) or None) for one in rewards]
 
 
 def _trainer(

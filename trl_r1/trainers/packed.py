@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,13 @@ from trl_r1.modeling.architecture import Adapter
 from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask
 from trl_r1.modeling.balance import SequenceCost
 from trl_r1.modeling.compiling import compile_layers
-from trl_r1.modeling.memory import check_budget, choose_budget, free_device_bytes, out_of_memory_message
+from trl_r1.modeling.memory import check_budget, choose_budget, free_device_bytes
+from trl_r1.modeling.out_of_memory import (
+    NO_GRADIENT_BUDGET,
+    explained,
+    out_of_memory_message,
+    scoring_out_of_memory_message,
+)
 from trl_r1.modeling.packing import Packed, Span, best_fit, pack, spans
 from trl_r1.modeling.trimming import trimmed_chunks
 from trl_r1.trainers.bins import FACTOR, MEANS_OVER_ROWS, MEANS_OVER_TOKENS, SCORED_TOKENS, SUMS_OVER_TOKENS, regroup
@@ -39,8 +46,6 @@ from trl_r1.trainers.losses import sampling_ratio, sampling_ratio_metrics
 
 logger = logging.getLogger(__name__)
 
-# Passes without gradient keep no activations, so their rows may be this much longer.
-_NO_GRADIENT_BUDGET = 4
 _ROW_MULTIPLE = 128
 # Rows of a trimmed pass on a CPU: few enough to be of similar length, enough to keep two cores busy.
 _CPU_TRIM_ROWS = 16
@@ -87,15 +92,22 @@ class PackedGRPOTrainer(GRPOTrainer):
         self.max_tokens_per_microbatch = self._choose_budget(base)
         obstacle = self._why_not_regrouped() if self.max_tokens_per_microbatch else None
         self._regroups = bool(self.max_tokens_per_microbatch) and obstacle is None
-        # On a GPU padded passes cost several times as much: that, and a budget that does nothing, must not be overheard.
-        falls_back = not self.attention.packs and self.accelerator.device.type == "cuda" and self.args.packing != "none"
-        (self._warn if falls_back else self._say)(f"Forward passes: {self.attention.kind} ({self.attention.reason}).")
+        self._announce_passes()
         if obstacle:
             self._warn(f"max_tokens_per_microbatch={self.max_tokens_per_microbatch} is not used: {obstacle}.")
         if self.args.compile_layers:
             compile_layers(base)
             if self.ref_model is not None:
                 compile_layers(self.accelerator.unwrap_model(self.ref_model))
+
+    def _announce_passes(self) -> None:
+        said = f"Forward passes: {self.attention.kind} ({self.attention.reason})."
+        pads_policy = self.aux_loss_enabled and self.loss_type != "r1"  # which has no auxiliary loss
+        if pads_policy:
+            said = said[:-1] + "; the policy's are TRL's padded ones, for the router's auxiliary loss."
+        # On a GPU padded passes cost several times as much: that, and a budget that does nothing, must not be overheard.
+        falls_back = self.accelerator.device.type == "cuda" and self.args.packing != "none"
+        (self._warn if falls_back and (pads_policy or not self.attention.packs) else self._say)(said)
 
     def _say(self, message: str) -> None:
         if self.accelerator.is_main_process:
@@ -165,18 +177,32 @@ class PackedGRPOTrainer(GRPOTrainer):
         **multimodal: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         plain = compute_aux_loss or any(value is not None for value in multimodal.values())
-        if plain or not (self.attention.packs or self._trim_rows):
-            outputs = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
-                **multimodal,
-            )  # fmt: skip
-        elif self.attention.packs:
-            outputs = self._packed_logps(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
-        else:
-            outputs = self._trimmed_logps(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
+        asked = (model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy)
+        # With a gradient the backward pass may run out too: `_guarded` stands around both.
+        message = partial(self._scoring_message, attention_mask, batch_size, plain=plain)
+        with nullcontext() if torch.is_grad_enabled() else explained(message):
+            if plain or not (self.attention.packs or self._trim_rows):
+                outputs = super()._get_per_token_logps_and_entropies(*asked, compute_aux_loss, **multimodal)
+            elif self.attention.packs:
+                outputs = self._packed_logps(*asked)
+            else:
+                outputs = self._trimmed_logps(*asked)
         if self._policy_inputs is not None:
             self._add_sampling_ratio(self._policy_inputs, outputs[0].detach())
         return outputs
+
+    def _scoring_message(self, attention_mask: torch.Tensor, batch_size: int | None, *, plain: bool) -> str:
+        rows = min(batch_size or len(attention_mask), len(attention_mask))
+        setting = f"per_device_{'train' if self.model.training else 'eval'}_batch_size"
+        if not (plain or self.attention.packs) and self._trim_rows and self._trim_rows <= rows:
+            rows, setting = self._trim_rows, "trim_rows"
+        return scoring_out_of_memory_message(
+            attention_mask.sum(dim=1).tolist(),
+            rows,
+            packs=self.attention.packs and not plain,
+            budget=self.max_tokens_per_microbatch,
+            rows_setting=setting,
+        )
 
     def _packed_logps(
         self,
@@ -208,7 +234,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             return [rows]
         lengths = [where[row].length for row in rows]
         if self.max_tokens_per_microbatch:
-            budget = self.max_tokens_per_microbatch * _NO_GRADIENT_BUDGET
+            budget = self.max_tokens_per_microbatch * NO_GRADIENT_BUDGET
         else:  # as many tokens as TRL would have had in a pass, padding included
             budget = batch_size * max((span.length for span in where), default=1)
         passes = [[rows[i] for i in items] for items in best_fit(lengths, budget)]
@@ -345,16 +371,16 @@ class PackedGRPOTrainer(GRPOTrainer):
         return loss
 
     def _guarded(self, step: Any, model: nn.Module, one: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
-        try:
-            return step(self, model, one, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
+        def message() -> str:
             rows = one["prompt_mask"].sum(dim=1) + one["completion_mask"].sum(dim=1)
-            message = out_of_memory_message(
+            return out_of_memory_message(
                 max(self.max_tokens_per_microbatch or 0, int(rows.sum())),
                 checkpointing=bool(self.args.gradient_checkpointing),
                 longest=int(rows.max()),
             )
-            raise torch.OutOfMemoryError(message) from error
+
+        with explained(message):
+            return step(self, model, one, num_items_in_batch)
 
     @contextmanager
     def _unsynchronised(self, model: nn.Module) -> Iterator[None]:

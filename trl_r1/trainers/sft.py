@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
 from trl_r1.data.rejection_collator import CandidatePacks, RejectionSamplingCollator
+from trl_r1.data.traces import split_conversation
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.engine import eos_token_ids
 from trl_r1.generation.transformers import sample_with_transformers
@@ -25,11 +27,13 @@ from trl_r1.trainers.callbacks import StopAtRolloutBoundary
 from trl_r1.trainers.grpo_config import launched_world_size
 from trl_r1.trainers.new_tokens import add_tokens, embed_tokens, show_bias, train_tokens
 from trl_r1.trainers.sft_config import R1SFTConfig
-from trl_r1.trainers.targets import check_chat_template, check_lengths, check_tags, has_targets, prompt_ids, tokenize
+from trl_r1.trainers.targets import check_lengths, check_tags, has_targets, prompt_ids, tokenize
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_SAMPLE_TOKENS = 1024
+# Rows of a stream that are looked at before training starts.
+_STREAMED = 1000
 
 
 class R1SFTTrainer(SFTTrainer):
@@ -39,9 +43,9 @@ class R1SFTTrainer(SFTTrainer):
 
     - Rows with `prompt` and `completion` are tokenised before TRL's templates see them: the prompt as sampling and
       evaluation render it, the target as its own text plus EOS. So no chat template can drop `<think>`, and the loss is on
-      completions only ([`trl_r1.trainers.targets`]). `messages` take TRL's own way; they are refused where the
-      chat template would drop the thinking.
-    - Training does not start when more than `max_truncated_targets` of the targets would lose their EOS.
+      completions only ([`trl_r1.trainers.targets`]). Of `messages` the last turn, the assistant's, is the completion.
+    - Training does not start when more than `max_truncated_targets` of the targets would lose their EOS. Of a stream the
+      first 1,000 rows are looked at before it starts, and all of them are counted as they come.
     - `new_tokens` are added, embedded and trained under LoRA ([`trl_r1.trainers.new_tokens`]).
     - With a [`~trl_r1.data.rejection_collator.RejectionSamplingCollator`] each epoch trains on one accepted candidate of every
       row; the collator tokenises and packs, and is told the epoch, also of a resumed run.
@@ -63,7 +67,7 @@ class R1SFTTrainer(SFTTrainer):
             How questions are rendered. Without one, a prompt given as text is what the model sees as it is, and one given as
             messages goes through the tokenizer's chat template.
         train_dataset ([`~datasets.Dataset`], *optional*):
-            Rows with `prompt` and `completion`; anything else that [`~trl.SFTTrainer`] takes; with a
+            Rows with `prompt` and `completion`, or with `messages`; anything else that [`~trl.SFTTrainer`] takes; with a
             `RejectionSamplingCollator`, rows with `candidates`, or its packs.
         data_collator (`Callable`, *optional*):
             A `RejectionSamplingCollator`, or any collator that [`~trl.SFTTrainer`] takes.
@@ -75,9 +79,10 @@ class R1SFTTrainer(SFTTrainer):
             Anything else that [`~trl.SFTTrainer`] takes.
 
     Raises:
-        [`~trl_r1.exceptions.ConfigurationError`]: A `packed_attention` that cannot work here, a chat template that drops the
-            thinking, thinking tags that are special tokens.
-        [`~trl_r1.exceptions.DataError`]: Too many targets too long; empty targets. Both before any weight loads.
+        [`~trl_r1.exceptions.ConfigurationError`]: A `packed_attention` that cannot work here, a loss on more than the
+            completions, thinking tags that are special tokens.
+        [`~trl_r1.exceptions.DataError`]: Too many targets too long; empty targets; conversations that do not end in an
+            answer. All before any weight loads; a stream's later rows when they come.
     """
 
     _tag_names = ["trl", "sft", "trl-r1"]  # noqa: RUF012 - TRL's own class attribute
@@ -123,7 +128,9 @@ class R1SFTTrainer(SFTTrainer):
             train_dataset = Dataset.from_list([packs[0]])
         else:
             train_dataset = self._targets(train_dataset, tokenizer, args)
-            if isinstance(eval_dataset, Dataset):
+            if isinstance(eval_dataset, Mapping):
+                eval_dataset = {name: self._targets(rows, tokenizer, args) for name, rows in eval_dataset.items()}
+            elif eval_dataset is not None:
                 eval_dataset = self._targets(eval_dataset, tokenizer, args)
         if pieces:
             if isinstance(model, str):
@@ -149,23 +156,25 @@ class R1SFTTrainer(SFTTrainer):
             logger.info("Packed batches: %s (%s).", self.attention.kind, self.attention.reason)
 
     def _targets(self, rows: Any, tokenizer: Any, args: R1SFTConfig) -> Any:
-        """Tokenise prompts and completions; check what goes through TRL's templates; leave out what is too long."""
+        """Tokenise prompts and completions, or conversations; leave out what is too long, and say so."""
         if rows is None:
             raise DataError("train_dataset is missing: rows with `prompt` and `completion`.")
         columns = rows.column_names or list(next(iter(rows)))
-        if "messages" in columns and not has_targets(columns) and args.chat_template_path is None:
-            check_chat_template(list(rows.take(256)), tokenizer)
-        if has_targets(columns):
+        if has_targets(columns) or ("messages" in columns and "input_ids" not in columns):
+            _check_loss(args)
+            _set_chat_template(tokenizer, args)
             settings = {"tokenizer": tokenizer, "template": self.template}
             extra = {} if isinstance(rows, IterableDataset) else {
                 "desc": "Tokenising prompts and targets", "num_proc": args.dataset_num_proc,
             }  # fmt: skip
-            rows = rows.map(tokenize, fn_kwargs=settings, remove_columns=columns, **extra)
+            made = tokenize if has_targets(columns) else _tokenize_conversation
+            rows = rows.map(
+                made, fn_kwargs=settings, remove_columns=columns, with_indices=made is not tokenize, **extra
+            )
         elif "input_ids" not in columns or "labels" not in columns:
             return rows
         if isinstance(rows, IterableDataset):
-            limit = args.max_length
-            return rows if limit is None else rows.filter(lambda row: len(row["input_ids"]) <= limit)
+            return rows if args.max_length is None else _counted(rows, args.max_length, args.max_truncated_targets)
         lengths = [len(ids) for ids in rows["input_ids"]]
         kept = check_lengths(lengths, args.max_length, args.max_truncated_targets)
         return rows if len(kept) == len(lengths) else rows.select(kept)
@@ -246,6 +255,75 @@ class _TellEpoch(TrainerCallback):
         epoch = int((state.epoch or 0) + 1e-6)
         self.collator.set_epoch(epoch)
         self.packs.set_epoch(epoch)
+
+
+class _Fits:
+    """Leaves out what is too long of a stream, counts it, and stops when it is more than allowed.
+
+    Each worker of a data loader counts its own share.
+    """
+
+    def __init__(self, max_length: int, allowed: float) -> None:
+        self.max_length, self.allowed = max_length, allowed
+        self.seen = self.cut = 0
+
+    def __call__(self, row: Mapping[str, Any]) -> bool:
+        fits = len(row["input_ids"]) <= self.max_length
+        self.seen += 1
+        self.cut += not fits
+        if self.cut > self.allowed * max(self.seen, _STREAMED):
+            raise DataError(
+                f"{self.cut} of {self.seen} sequences that were read of the stream are longer than max_length={self.max_length} "
+                f"tokens (allowed: {self.allowed:.1%}, max_truncated_targets). The last one has {len(row['input_ids'])}. Raise "
+                "max_length, or leave the long traces out."
+            )
+        if not fits and self.cut.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …
+            logger.warning(
+                "%d of %d sequences that were read of the stream are longer than max_length=%d and left out.",
+                self.cut, self.seen, self.max_length,
+            )  # fmt: skip
+        return fits
+
+
+def _counted(rows: IterableDataset, max_length: int, allowed: float) -> IterableDataset:
+    """Check the beginning of a stream before training starts, and have the rest counted as it comes."""
+    check_lengths([len(row["input_ids"]) for row in rows.take(_STREAMED)], max_length, allowed)
+    return rows.filter(_Fits(max_length, allowed))
+
+
+def _tokenize_conversation(
+    row: Mapping[str, Any], index: int, tokenizer: Any, template: PromptTemplate | None = None
+) -> dict[str, list[int]]:
+    """Tokenise a row of `messages`: the last turn is the target, as for rows with prompt and completion."""
+    if row.get("tools"):
+        raise DataError(
+            f"Row {index} brings tools, which are not rendered here. Leave such rows out, or give `prompt` and `completion`."
+        )
+    prompt, completion = split_conversation(row["messages"], index)
+    return tokenize({"prompt": prompt, "completion": completion}, tokenizer, template)
+
+
+def _check_loss(args: R1SFTConfig) -> None:
+    """Refuse TRL's settings for a loss on more than the completion: they would not be heeded."""
+    if args.assistant_only_loss or args.completion_only_loss is False:
+        named = "assistant_only_loss: true" if args.assistant_only_loss else "completion_only_loss: false"
+        raise ConfigurationError(
+            f"{named} asks for a loss on more than the completion; R1SFTTrainer's is on the completion (the last turn of "
+            "`messages`) alone. Leave it out; for a loss on every answer of a conversation make a row of each."
+        )
+
+
+def _set_chat_template(tokenizer: Any, args: R1SFTConfig) -> None:
+    """Set the template of `chat_template_path` before prompts are rendered; TRL would do so only afterwards."""
+    if args.chat_template_path is None:
+        return
+    path = Path(args.chat_template_path)
+    if path.suffix not in (".jinja", ".j2") or not path.is_file():
+        raise ConfigurationError(
+            f"chat_template_path={args.chat_template_path!r} must be a .jinja or .j2 file: another model's template would come "
+            "with its tokens after the prompts are rendered. Save that template to a file, and name its tokens in new_tokens."
+        )
+    tokenizer.chat_template = path.read_text(encoding="utf-8")
 
 
 def _packs(collator: RejectionSamplingCollator, rows: Any, args: R1SFTConfig) -> CandidatePacks:

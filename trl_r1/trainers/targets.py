@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100
 _TAGS = (THINK_OPEN, THINK_CLOSE, "<answer>", "</answer>")
-_ROWS_CHECKED = 256
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Any, template: PromptTemplate | None = None) -> tuple[list[int], str]:
@@ -143,30 +142,6 @@ def check_lengths(lengths: Sequence[int], max_length: int | None, allowed: float
     return kept
 
 
-def check_chat_template(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> None:
-    """Refuse conversations whose thinking the chat template would drop, for data that goes through TRL's templates.
-
-    Args:
-        rows (`Sequence[Mapping]`): Rows with a `messages` column; the first ones are looked at.
-        tokenizer (`PreTrainedTokenizerBase`): With the chat template.
-
-    Raises:
-        [`ConfigurationError`]: Saying how to keep it.
-    """
-    for row in rows[:_ROWS_CHECKED]:
-        messages = row["messages"]
-        thought = next((text for m in reversed(messages) if (text := _thinking(m))), None)
-        if thought is None:
-            continue
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-        if thought not in rendered:
-            raise ConfigurationError(
-                f"The tokenizer's chat template drops the assistant's thinking: {thought[:80]!r} is not in the rendered "
-                "conversation. Give rows with `prompt` and `completion` (trl_r1.data.traces.load_traces makes them), whose "
-                "targets no template sees, or a chat_template_path that keeps it."
-            )
-
-
 def check_tags(tokenizer: Any) -> None:
     """Refuse thinking tags that are special tokens: they would vanish from decoded completions (trap 21).
 
@@ -179,12 +154,3 @@ def check_tags(tokenizer: Any) -> None:
             f"{', '.join(special)} are special tokens of the tokenizer and would vanish when completions are decoded. Add "
             "them with special=False (new_tokens does), or remove them from additional_special_tokens."
         )
-
-
-def _thinking(message: Mapping[str, Any]) -> str | None:
-    """The thinking of an assistant's message, if it holds any."""
-    content = message.get("content")
-    if message.get("role") != "assistant" or not isinstance(content, str) or THINK_CLOSE not in content:
-        return None
-    thought = content.rpartition(THINK_CLOSE)[0].partition(THINK_OPEN)[2].strip()
-    return thought or None

@@ -18,8 +18,10 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^
 # A letter alone, or a letter set off from the option's text that follows: "(B) blue", "B. blue", "B: blue".
 _LETTER = re.compile(r"\(?\[?\s*([A-Za-z])\s*\]?\)?\s*[.):：、]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Z])\)|([A-Z])\s*[.):、])\s*(\S.*)", re.DOTALL)
+# Possessive, or the spaces behind "answer" would be shared out among three places in every possible way.
 _NAMED = re.compile(
-    r"(?:answer|option|choice|答案|选项?|选择)\s*(?:is|are|为|是)?\s*[:：]?\s*\(?([A-Z])(?![A-Za-z])\)?", re.I
+    r"(?:answer|option|choice|答案|选项?|选择)\s*+(?:(?:is|are|为|是)\s*+)?(?:[:：]\s*+)?\(?([A-Z])(?![A-Za-z])\)?",
+    re.I,
 )
 _ALONE = re.compile(r"(?<![A-Za-z0-9'’])([A-Z])(?![A-Za-z0-9'’])")
 

@@ -26,7 +26,9 @@ MAX_TRIALS = 1_000_000
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,30}(?:\.[0-9]{1,30})?)|([-+*/()]))")
 _LATEX = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": "", "×": "*", "·": "*", "÷": "/",
           "∗": "*", "⋅": "*", "[": "(", "]": ")", "\\,": "", "\\ ": ""}  # fmt: skip
-_EXPRESSION_LIKE = re.compile(r"[0-9(][0-9\s.+\-−–*/×÷·()]*[+\-−–*/×÷·][0-9\s.+\-−–*/×÷·()]*[0-9)]")
+# What an expression is made of; one that is cut out of it begins and ends at a number or a bracket.
+_EXPRESSION_LIKE = re.compile(r"[0-9\s.+\-−–*/×÷·()]+")
+_FIRST, _LAST, _BETWEEN = re.compile(r"[0-9(]"), "0123456789)", frozenset("+-−–*/×÷·")
 _OPERATORS = "+-*/"
 
 
@@ -93,8 +95,12 @@ def gold_answer(row: Row) -> str | None:
 
 def find_lenient(text: str, row: Row) -> str | None:
     """Return the last expression with an operator in a text, ignoring the text's form."""
-    found = _EXPRESSION_LIKE.findall(text[-20_000:])
-    return found[-1] if found else None
+    found = None
+    for run in _EXPRESSION_LIKE.findall(text[-20_000:]):
+        start, end = _FIRST.search(run), max(run.rfind(char) for char in _LAST)
+        if start and not _BETWEEN.isdisjoint(run[start.end() : max(end, 0)]):
+            found = run[start.start() : end + 1]
+    return found
 
 
 @lru_cache(maxsize=65536)

@@ -23,8 +23,12 @@ from trl_r1.verifiers.bounds import MAX_DIGITS, DeadlineExceeded, deadline, digi
 
 # The longest gold answers are boards and lists of a few thousand characters.
 MAX_CHARACTERS = 20_000
-# CPU seconds for one answer; integrals go through sympy's simplify.
-DEADLINE = 5.0
+# CPU seconds for one answer, so that a pathological one delays a step by less than a second. The gold answers of all tasks at
+# reasoning-gym's own difficulty take at most 0.2 s (tests/verifiers/test_gym.py holds them to half of the deadline).
+DEADLINE = 0.8
+# Scorers that hand the answer to sympy's simplify, for which a right one in another form, or to a harder integral, may take
+# longer. Below the 3 CPU seconds after which a worker is killed over one completion.
+SLOW = {"intermediate_integration": 2.0, "simple_integration": 2.0}
 
 # Tasks whose scorer calls any answer right, so that training on them teaches nothing.
 UNUSABLE = {"game_of_life_halting": "its scorer accepts any text where the answer is True"}
@@ -70,16 +74,32 @@ def verify(answer: str, row: Row) -> Verdict:
         return Verdict(False, f"longer than {MAX_CHARACTERS} characters")
     task, inside = entry["metadata"]["source_dataset"], boxes(answer)
     text = inside[0].strip() if len(inside) == 1 else answer.strip()
+    seconds = SLOW.get(task, DEADLINE)
+    scorer = load(task)  # before the clock runs: some read a dictionary, which is not the answer's doing
     try:
-        with deadline(DEADLINE):
+        with deadline(seconds):
             problem = _refuse(text, task, entry)
             # A scorer may change the entry, which is shared.
-            score = 0.0 if problem else float(_scorer(task)(text, _decode(structured_reference(row.reference))))
+            score = 0.0 if problem else float(scorer(text, _decode(structured_reference(row.reference))))
     except DeadlineExceeded:
-        return Verdict(False, f"{task}: not scored within {DEADLINE} s")
+        return Verdict(False, f"{task}: not scored within {seconds:g} s")
     except Exception as error:  # scorers raise whatever they like on text they do not expect
         return Verdict(False, f"{task}: {type(error).__name__}: {str(error)[:100]}")
     return Verdict(score >= 1.0, f"{task}: {problem or f'score {score:g}'}")
+
+
+def task_of(row: Row) -> str | None:
+    """Return the name of the task that a row is of, `None` when its reference cannot be read."""
+    entry = _read(row.reference)
+    return None if isinstance(entry, str) else str(entry["metadata"]["source_dataset"])
+
+
+@lru_cache(maxsize=256)
+def load(task: str) -> Callable[[str, dict[str, Any]], float]:
+    """Return a task's scorer. The first call of a process imports reasoning-gym and the task's data, which may take seconds."""
+    import reasoning_gym
+
+    return reasoning_gym.get_score_answer_fn(task)
 
 
 def readable(row: Row) -> str | None:
@@ -241,10 +261,3 @@ def _tasks() -> tuple[str, ...]:
         raise MissingExtraError("reasoning-gym, whose scorers verify these rows,", "reasoning-gym") from error
     # A mixture's entries name the task that they were drawn from.
     return tuple(sorted(set(DATASETS) - {"composite"}))
-
-
-@lru_cache(maxsize=256)
-def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
-    import reasoning_gym
-
-    return reasoning_gym.get_score_answer_fn(task)

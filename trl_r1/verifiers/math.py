@@ -24,7 +24,10 @@ ANSWER_SECONDS, GOLD_SECONDS = 0.5, 10.0
 # A gold answer with more words than this is a solution, not an answer ("x = 2 or x = 3 where both are integers").
 MAX_GOLD_WORDS = 6
 
-_SEGMENT = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# A formula holds no second opening of its own kind, or the time would be quadratic in openings that nothing closes.
+_SEGMENT = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.DOTALL
+)
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z*]+\}|\\[A-Za-z]+")
 # Function names that people write without a backslash; LaTeX would read "pi" as p times i.
@@ -167,9 +170,10 @@ def _single(answer: str) -> str | None:
 
 
 def _only_number(text: str, number: str) -> bool:
-    """Whether a sentence names no other number than this one, and this one whole ("72 million" is not 72)."""
+    """Whether a sentence names no other number than this one, and this one whole ("72 million" or "A72" is not 72)."""
     before, _, after = text.replace("−", "-").rpartition(number)
-    return re.search(r"[0-9]", before + after) is None and FACTORS.match(after) is None
+    part_of_a_name = re.search(r"[A-Za-z_]\Z", before) is not None
+    return re.search(r"[0-9]", before + after) is None and FACTORS.match(after) is None and not part_of_a_name
 
 
 def _prose(text: str) -> bool:

@@ -58,13 +58,15 @@ class Batch(Generic[Result]):
     """Items that were submitted together; made by [`WorkerPool.submit`]."""
 
     def __init__(
-        self, function: bytes, items: list[bytes], seconds: float | None, keys: Sequence[Hashable] | None = None
+        self, function: bytes, items: list[bytes], limits: Limits, keys: Sequence[Hashable] | None = None
     ) -> None:
         self.function = function
+        self.limits = limits
         self.key = hashlib.sha256(function).hexdigest()
         self.items = items
         self.pending: deque[int] = deque(range(len(items)))
         self._keys = range(len(items)) if keys is None else keys
+        seconds = limits.batch_seconds
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._results: list[Result | Failure | None] = [None] * len(items)
         self._open: set[int] = set(self.pending)
@@ -190,7 +192,11 @@ class WorkerPool:
         return self
 
     def submit(
-        self, function: Callable[[Any], Result], items: Iterable[Any], keys: Sequence[Hashable] | None = None
+        self,
+        function: Callable[[Any], Result],
+        items: Iterable[Any],
+        keys: Sequence[Hashable] | None = None,
+        limits: Limits | None = None,
     ) -> Batch[Result]:
         """Hand over items and return at once.
 
@@ -200,6 +206,8 @@ class WorkerPool:
             keys (`list`, *optional*):
                 One for each item. Neighbours with equal keys go to one worker where that leaves none idle, for what
                 they share may be in its caches.
+            limits ([`Limits`], *optional*):
+                Deadlines of these items instead of the pool's. A worker's memory is bounded when it starts, by the pool's.
 
         Raises:
             [`ConfigurationError`]: When the function cannot be imported by its name, or an item not be pickled.
@@ -214,15 +222,17 @@ class WorkerPool:
                     f"Item {index} of type {type(item).__name__} cannot be sent to a worker process: {error}. Pass "
                     "plain data."
                 ) from error
-        batch: Batch[Result] = Batch(data, pickled, self.limits.batch_seconds, keys)
+        batch: Batch[Result] = Batch(data, pickled, limits or self.limits, keys)
         self.start(wait=False)
         assert self._team is not None
         self._team.enqueue(batch)
         return batch
 
-    def map(self, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result | Failure]:
+    def map(
+        self, function: Callable[[Any], Result], items: Iterable[Any], limits: Limits | None = None
+    ) -> list[Result | Failure]:
         """Run a function on items and wait; see [`submit`]."""
-        return self.submit(function, items).results()
+        return self.submit(function, items, limits=limits).results()
 
     def close(self) -> None:
         """End the workers. A pool that is used again starts new ones."""
@@ -327,7 +337,7 @@ class _Team:
             worker.load(batch.key, batch.function)
             worker.post(("items", batch.key, [batch.items[index] for index in indices]))
             while todo:
-                batch.put(todo[0], worker.result())
+                batch.put(todo[0], worker.result(batch.limits))
                 todo.popleft()
         except WorkerError as error:
             batch.fail(error)

@@ -120,9 +120,9 @@ class Worker:
         except OSError as error:
             raise Lost("crash", self._epitaph()) from error
 
-    def result(self) -> Any:
+    def result(self, limits: Limits) -> Any:
         """Wait for the next item's result or [`Failure`]; raise [`Lost`] when its worker is stuck or dead."""
-        answer = self._answer(self.limits.item_seconds, self.limits.item_wall_seconds)
+        answer = self._answer(limits.item_seconds, limits.item_wall_seconds)
         if isinstance(answer, Failure):
             return answer
         try:
