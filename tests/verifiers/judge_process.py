@@ -42,11 +42,13 @@ def by_nano(body):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    group = None  # whose request this is, while it runs
 
     def log_message(self, *_):
         pass
 
     def answer(self, status, body, headers=()):
+        self.leave()
         data = json.dumps(body).encode()
         self.send_response(status)
         for name, value in (("Content-Length", str(len(data))), *headers):
@@ -69,11 +71,18 @@ class Handler(BaseHTTPRequestHandler):
             seen = SEEN[prompt] = SEEN.get(prompt, 0) + 1
             key = self.headers.get("Authorization")
             print(json.dumps({**body, "path": self.path, "key": key, "running": RUNNING[group]}), file=LOG, flush=True)
+            self.group = group
         try:
             self.reply(body, prompt, seen)
         finally:
-            with LOCK:
-                RUNNING[group] -= 1
+            self.leave()
+
+    def leave(self):
+        """Count this request as over: before its answer is out, or the next one could come in beside it."""
+        with LOCK:
+            if self.group is not None:
+                RUNNING[self.group] -= 1
+            self.group = None
 
     def reply(self, body, prompt, seen):
         if MODE == "nano":

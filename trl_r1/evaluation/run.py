@@ -25,7 +25,7 @@ from trl_r1.workers import Failure, Limits, WorkerError, WorkerPool
 logger = logging.getLogger(__name__)
 
 Group = tuple[Row, list[Completion]]
-# CPU seconds of one answer at most: a verifier's own deadline is 5 s; wall seconds: the tests of a program take a minute.
+# CPU seconds of one answer at most: a verifier's own deadline is below 3 s; wall seconds: the tests of a program take a minute.
 _ANSWER_SECONDS, _ANSWER_WALL_SECONDS = 6.0, 75.0
 
 
