@@ -4,12 +4,14 @@
 #   SEED=0 DEVICE=cpu bash benchmarks/chain_runs.sh runs/chain/0        # hours on two cores
 #   SEED=0 DEVICE=gpu ROWS=4096 bash benchmarks/chain_runs.sh runs/chain/0
 # SIDE_BY_SIDE=1 runs the two branches after R1-Zero at once, with a thread each.
-# ZERO=folder takes an R1-Zero run that is there (such as runs/demo); SMALL=model another student than nano:small.
+# ZERO=folder takes an R1-Zero run that is there (such as runs/demo); SMALL=model another student than nano:small. Several chains on
+# one machine need ports of their own: PORT=29611, PORT=29621 …
 set -euo pipefail
 OUT=$1
 SEED=${SEED:-0} ROWS=${ROWS:-2048} DEVICE=${DEVICE:-cpu} SMALL=${SMALL:-nano:small}
-SFT=${SFT:-"--num_train_epochs 3 --learning_rate 1e-3 --rows_per_step 8"}  # of every SFT alike
-PY=${PY:-python}
+# Of every SFT alike. A lower rate over one more pass than nano_cpu's keeps the answers that give up: at 1e-3 a sixth never end.
+SFT=${SFT:-"--num_train_epochs 4 --learning_rate 3e-4 --rows_per_step 8"}
+PY=${PY:-python} PORT=${PORT:-29611}
 if [ "$DEVICE" = gpu ]; then ON="--use_cpu false"; else ON="--use_cpu true"; fi
 mkdir -p "$OUT"
 run() { # folder, what must be in it at the end, command
@@ -51,8 +53,8 @@ rejection() {
 
 # Neither branch needs the other. On two cores they take one each: nano is too small for two threads.
 if [ "${SIDE_BY_SIDE:-0}" = 1 ]; then
-  (OMP_NUM_THREADS=1 MASTER_PORT=29611 cold_start) & first=$!
-  (OMP_NUM_THREADS=1 MASTER_PORT=29612 rejection) & second=$!
+  (OMP_NUM_THREADS=1 MASTER_PORT=$PORT cold_start) & first=$!
+  (OMP_NUM_THREADS=1 MASTER_PORT=$((PORT + 1)) rejection) & second=$!
   wait $first; wait $second
 else
   cold_start; rejection
