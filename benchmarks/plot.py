@@ -117,7 +117,10 @@ ROLLOUT_NAMES = {
     "stock_sync": "TRL's request, synchronous",
     "ours_logprobs": "trl_r1, log-probs of the sampled tokens",
     "ours_no_logprobs": "trl_r1, no log-probs",
+    "ours_lora_adapter": "trl_r1, LoRA: the adapter handed over, log-probs",
+    "ours_lora_merged": "trl_r1, LoRA: merged weights handed over, log-probs",
     "ours_fp8": "trl_r1, FP8 weights, log-probs",
+    "ours_fp8_kv": "trl_r1, FP8 KV cache, log-probs",
 }
 COLUMNS = {"trainer_step": TRAINER_STEP, "end_to_end": END_TO_END}
 
@@ -368,6 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = {benchmark: read(arguments.results, benchmark) for benchmark in COLUMNS}
     for benchmark, found in rows.items():
         text = fill(text, benchmark, tables(benchmark, found))
+    text = fill(text, "trainer_step_parts", tables("trainer_step", read(arguments.results, "trainer_step_parts")))
     text = fill(text, "profile", profile_table(rows["trainer_step"]))
     text = fill(text, "rollout", rollout_table(read(arguments.results, "rollout")))
     handed_over = read(arguments.results, "weight_sync")
