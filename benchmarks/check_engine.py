@@ -137,7 +137,11 @@ def check(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         max_num_seqs=len(prompts) * arguments.n,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
         # float16 rounds eight times finer than bfloat16, which would hide what a small adapter changes.
-        engine_options={"dtype": ("bfloat16" if bf16 else "float16") if half else "float32", **options, **json.loads(arguments.options)},
+        engine_options={
+            "dtype": ("bfloat16" if bf16 else "float16") if half else "float32",
+            **options,
+            **json.loads(arguments.options),
+        },
         lora_hand_over=choice.get("lora", "auto"),
     )
     start_s = time.perf_counter() - start
