@@ -107,6 +107,7 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
     readme = tmp_path / "README.md"
     names = (
         "trainer_step",
+        "trainer_step_parts",
         "profile",
         "end_to_end",
         "rollout",
