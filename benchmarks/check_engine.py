@@ -121,7 +121,6 @@ def check(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     # The engine computes in float32 too, but for 8 bits, vLLM's own LoRA, and a trainer under autocast.
     halved = arguments.dtype == "bfloat16" or autocast or bool(options) or choice.get("lora") == "adapter"
     half = device == "cuda" and halved
-    bf16 = arguments.dtype == "bfloat16" or autocast
     dtype = torch.bfloat16 if half and arguments.dtype == "bfloat16" and not autocast else torch.float32
     model = load_policy(arguments.model, device, dtype, "lora" in choice, choice.get("four_bit", False)).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -136,12 +135,7 @@ def check(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         max_model_length=arguments.tokens + 128,
         max_num_seqs=len(prompts) * arguments.n,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
-        # float16 rounds eight times finer than bfloat16, which would hide what a small adapter changes.
-        engine_options={
-            "dtype": ("bfloat16" if bf16 else "float16") if half else "float32",
-            **options,
-            **json.loads(arguments.options),
-        },
+        engine_options={"dtype": "bfloat16" if half else "float32", **options, **json.loads(arguments.options)},
         lora_hand_over=choice.get("lora", "auto"),
     )
     start_s = time.perf_counter() - start
