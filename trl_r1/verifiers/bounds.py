@@ -22,6 +22,8 @@ MAX_CHARACTERS = 2_000
 MAX_DEPTH = 20
 # Python itself refuses to print integers above 4,300 digits; nobody writes such an answer.
 MAX_DIGITS = 10_000.0
+# CPU seconds after which a deadline that was not heeded is sent again, and how often.
+STRIKE_AGAIN, MAX_STRIKES = 0.05, 200
 
 _OPEN, _CLOSE = "([{", ")]}"
 _BINOMIAL = re.compile(r"\\[dt]?binom")
@@ -128,7 +130,7 @@ def deadline(seconds: float) -> Iterator[None]:
     """
     thread_id = threading.get_ident()
     clock = _cpu_clock(thread_id)
-    end = clock() + seconds
+    started = clock()
     finished, lock, fired = threading.Event(), threading.Lock(), threading.Event()
 
     def interrupt(exception: type[BaseException] | None) -> None:
@@ -136,11 +138,10 @@ def deadline(seconds: float) -> Iterator[None]:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), target)
 
     def watch() -> None:
-        wait = seconds
-        # Again and again, since a bare `except` may have swallowed an earlier one; not for ever, in case one struck
-        # before this block could say that it is finished.
-        strikes = 0
-        while strikes < 40 and not finished.wait(wait):
+        # Again and again, since a bare `except`, or Python itself inside of a callback, may have swallowed an earlier
+        # one; not for ever, in case one struck before this block could say that it is finished.
+        wait, end, strikes = seconds, started + seconds, 0
+        while strikes < MAX_STRIKES and not finished.wait(wait):
             left = end - clock()
             if left > 0:
                 wait = max(left, 0.01)
@@ -150,7 +151,8 @@ def deadline(seconds: float) -> Iterator[None]:
                     return
                 fired.set()
                 interrupt(DeadlineExceeded)
-            strikes, wait = strikes + 1, 0.25
+            # By the same clock: what is being left must have had the time to clean up behind it.
+            strikes, wait, end = strikes + 1, STRIKE_AGAIN, clock() + STRIKE_AGAIN
 
     watcher = threading.Thread(target=watch, name="trl_r1-deadline", daemon=True)
     watcher.start()
