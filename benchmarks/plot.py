@@ -34,11 +34,16 @@ NAMES = {
     "ours_no_packing": "… without packing",
     "ours_no_budget": "… without token budget",
     "ours_no_compile": "… without compiled layers",
+    "ours_no_budget_ckpt": "… without token budget, with checkpointing",
     "ours_budget_ckpt": "… with checkpointing",
     "ours_old_pass": "… with the old-policy pass",
 }
 PARALLEL = {"one": "", "ddp": " DDP", "fsdp": " FSDP2"}
-SCHEDULES = {"on_policy": "exactly on-policy, β = 0", "r1": "16 updates per rollout, β = 0.001"}
+SCHEDULES = {
+    "on_policy": "exactly on-policy, β = 0",
+    "r1": "16 updates per rollout, β = 0.001",
+    "sft": "supervised fine-tuning",
+}
 LENGTHS = {
     "long_tail": "log-normal lengths",
     "uniform": "equal lengths, the control",
@@ -93,6 +98,18 @@ TRAINER_STEP: list[Column] = [
     ("losses of 3 steps", lambda row: ", ".join(f"{loss:.5f}" for loss in row.get("losses", [])[:3]) or "–"),
     ("steps measured", lambda row: str(len(row.get("steps_s") or [])) if row.get("step_s") else "–"),
 ]
+SFT_NAMES = {
+    "stock": "TRL, a forward pass for each trace",
+    "stock_packed": "TRL, packed",
+    "ours": "trl_r1, packed",
+    "ours_nockpt": "trl_r1, packed, no checkpointing",
+}
+SFT_STEP: list[Column] = [
+    ("", lambda row: SFT_NAMES[row["variant"]]),
+    ("attention", lambda row: str(row["attention"])),
+    ("forward passes", number("forward_passes", ".0f")),
+    *TRAINER_STEP[1:],
+]
 END_TO_END: list[Column] = [
     ("", variant_name),
     ("rollout (s)", number("rollout_s", ".1f")),
@@ -122,7 +139,7 @@ ROLLOUT_NAMES = {
     "ours_fp8": "trl_r1, FP8 weights, log-probs",
     "ours_fp8_kv": "trl_r1, FP8 KV cache, log-probs",
 }
-COLUMNS = {"trainer_step": TRAINER_STEP, "end_to_end": END_TO_END}
+COLUMNS = {"trainer_step": TRAINER_STEP, "sft_step": SFT_STEP, "end_to_end": END_TO_END}
 
 
 def tables(benchmark: str, rows: Sequence[Row]) -> str:

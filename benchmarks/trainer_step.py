@@ -70,6 +70,7 @@ VARIANTS: dict[str, Variant] = {
     "ours_no_packing": Variant("ours", _BEST | {"packing": "none", "max_tokens_per_microbatch": None}),
     "ours_no_budget": Variant("ours", _BEST | {"max_tokens_per_microbatch": None}),
     "ours_no_compile": Variant("ours", _BEST | {"compile_layers": False}),
+    "ours_no_budget_ckpt": Variant("ours", _BEST | {"max_tokens_per_microbatch": None, "gradient_checkpointing": True}),
     "ours_budget_ckpt": Variant("ours", _BEST | {"gradient_checkpointing": True}),
     "ours_old_pass": Variant("ours", _BEST | {"skip_old_logps": False}),
     # On a CPU packing is only for checking (one call of attention per sequence); here so that --quick checks it.
