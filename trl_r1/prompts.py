@@ -39,6 +39,7 @@ BOXED_INSTRUCTION = "Please reason step by step, and put your final answer withi
 _PREFILL = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
+@lru_cache(maxsize=8)
 def template_source(name: str) -> str:
     """Return the text of a shipped template: `"r1_zero"`, `"r1_chat"`, `"direct"` or `"rewrite"`."""
     return (Path(__file__).parent / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")

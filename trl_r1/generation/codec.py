@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from trl_r1.prompts import PromptTemplate
@@ -29,15 +30,18 @@ class PromptCodec:
         special = {token for token, content in added.items() if content.special} | set(tokenizer.all_special_ids)
         kept = {token for token in special if tokenizer.convert_ids_to_tokens(token) in KEPT_TAGS}
         self._hidden = (special - kept) | set(self.eos_token_ids)
+        # Rejection sampling asks for each completion of a question by itself.
+        self._encoded = lru_cache(maxsize=1024)(self._encode)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a question's token ids: what the tokenizer makes of the rendered prompt, one BOS at most.
 
         A chat template writes its own BOS; the tokenizer adds the plain text's (trap 15).
         """
-        text = self.template.render(prompt, self.tokenizer)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.template.name == "base")["input_ids"]
-        return ids
+        return list(self._encoded(self.template.render(prompt, self.tokenizer)))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=self.template.name == "base")["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens but with thinking tags, whatever kind of token they are."""

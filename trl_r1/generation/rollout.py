@@ -18,6 +18,7 @@ from vllm.v1.engine.core_client import InprocClient
 from trl_r1.exceptions import ConfigurationError, EngineError
 from trl_r1.generation.logprobs import finish_reason
 from trl_r1.generation.sampled import LoopLimit, StepRecorder
+from trl_r1.generation.scopes import collector_looks_at_new_objects_only
 
 # Below this many parameters a decoding step on a CPU gains nothing from a second thread (measured: 8.2k tokens/s with one
 # or two), but each of its small operations waits for the slowest thread: on a busy machine two threads are 3 to 7 times
@@ -148,7 +149,7 @@ class RolloutLLM(LLM):
         """
         if self.lora_request is not None:
             kwargs.setdefault("lora_request", self.lora_request)
-        with self._stance(), self._threads(), self._recorded(sampling_params), _collector_looks_at_new_objects_only():
+        with self._stance(), self._threads(), self._recorded(sampling_params), collector_looks_at_new_objects_only():
             if getattr(sampling_params, "n", None) != 1 or not isinstance(prompts, list):
                 return self._remember(super().generate(prompts, sampling_params, **kwargs))
             groups = list(runs(prompts))
@@ -229,13 +230,3 @@ def awake(llm: LLM, *, sleeping: bool) -> Iterator[None]:
     finally:
         if sleeping:
             llm.sleep(level=2)
-
-
-@contextmanager
-def _collector_looks_at_new_objects_only() -> Iterator[None]:
-    """Keep Python's garbage collector from walking the trainer's objects during every few hundred decoding steps."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -81,3 +82,13 @@ def unwarned() -> Iterator[None]:
         yield
     finally:
         layerwise.removeFilter(given_later)
+
+
+@contextmanager
+def collector_looks_at_new_objects_only() -> Iterator[None]:
+    """Keep Python's garbage collector from walking all objects of the process during every few hundred decoding steps."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
