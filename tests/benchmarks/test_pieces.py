@@ -108,6 +108,7 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
     names = (
         "trainer_step",
         "trainer_step_parts",
+        "sft_step",
         "profile",
         "end_to_end",
         "rollout",
@@ -131,5 +132,5 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
 
 def test_the_readme_has_every_marker():
     text = (plot.FOLDER / "README.md").read_text()
-    for name in ("trainer_step", "profile", "end_to_end", "rollout", "rewards"):
+    for name in ("trainer_step", "profile", "sft_step", "end_to_end", "rollout", "rewards"):
         plot.fill(text, name, "")
