@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 from trl_r1.prompts import PromptTemplate
@@ -11,6 +10,8 @@ from trl_r1.rows import Completion, Prompt
 
 # Kept in the text also where a tokenizer has made them special tokens, which decoding would drop (trap 21).
 KEPT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+# Questions whose ids are kept.
+_REMEMBERED = 1024
 
 
 class PromptCodec:
@@ -30,18 +31,19 @@ class PromptCodec:
         special = {token for token, content in added.items() if content.special} | set(tokenizer.all_special_ids)
         kept = {token for token in special if tokenizer.convert_ids_to_tokens(token) in KEPT_TAGS}
         self._hidden = (special - kept) | set(self.eos_token_ids)
-        # Rejection sampling asks for each completion of a question by itself.
-        self._encoded = lru_cache(maxsize=1024)(self._encode)
+        self._encoded: dict[str, list[int]] = {}  # a plain dictionary, since codecs are pickled
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a question's token ids: what the tokenizer makes of the rendered prompt, one BOS at most.
 
         A chat template writes its own BOS; the tokenizer adds the plain text's (trap 15).
         """
-        return list(self._encoded(self.template.render(prompt, self.tokenizer)))
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=self.template.name == "base")["input_ids"])
+        text = self.template.render(prompt, self.tokenizer)
+        if text not in self._encoded:  # rejection sampling asks for each completion of a question by itself
+            if len(self._encoded) >= _REMEMBERED:
+                self._encoded.clear()
+            self._encoded[text] = self.tokenizer(text, add_special_tokens=self.template.name == "base")["input_ids"]
+        return list(self._encoded[text])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens but with thinking tags, whatever kind of token they are."""
