@@ -39,11 +39,14 @@ class PromptCodec:
         A chat template writes its own BOS; the tokenizer adds the plain text's (trap 15).
         """
         text = self.template.render(prompt, self.tokenizer)
-        if text not in self._encoded:  # rejection sampling asks for each completion of a question by itself
+        ids = self._encoded.get(text)
+        if ids is None:  # rejection sampling asks for each completion of a question by itself
             if len(self._encoded) >= _REMEMBERED:
                 self._encoded.clear()
-            self._encoded[text] = self.tokenizer(text, add_special_tokens=self.template.name == "base")["input_ids"]
-        return list(self._encoded[text])
+            ids = self._encoded[text] = self.tokenizer(text, add_special_tokens=self.template.name == "base")[
+                "input_ids"
+            ]
+        return list(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens but with thinking tags, whatever kind of token they are."""
