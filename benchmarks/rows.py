@@ -197,6 +197,18 @@ def number(name: str, spec: str = ".2f", scale: float = 1.0) -> Callable[[Row], 
     return text
 
 
+# Of a table of steps as the trainers' benchmarks print it.
+STEP_COLUMNS: list[Column] = [
+    ("variant", lambda row: row["variant"]),
+    ("step (s)", number("step_s", ".3f")),
+    ("tokens/s", number("tokens_per_s", ",.0f")),
+    ("of the limit", number("limit_share", ".0%")),
+    ("peak (GiB)", number("peak_gib", ".1f")),
+    ("× stock", number("ratio_to_stock", ".2f")),
+    ("losses", lambda row: ", ".join(f"{loss:.5f}" for loss in row.get("losses", [])[:3]) or "–"),
+]
+
+
 def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
     """Set rows as a Markdown table: text left, numbers right; what was refused or failed says why below."""
     rows = list(rows)

@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from rows import machine, number, parallelism
+from rows import STEP_COLUMNS, machine, parallelism
 from runner import add_arguments, run
 
 BENCHMARK = "sft_step"
@@ -170,22 +170,11 @@ def run_variant(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     }
 
 
-COLUMNS = [
-    ("variant", lambda row: row["variant"]),
-    ("step (s)", number("step_s", ".3f")),
-    ("tokens/s", number("tokens_per_s", ",.0f")),
-    ("of the limit", number("limit_share", ".0%")),
-    ("peak (GiB)", number("peak_gib", ".1f")),
-    ("× stock", number("ratio_to_stock", ".2f")),
-    ("losses", lambda row: ", ".join(f"{loss:.5f}" for loss in row.get("losses", [])[:3]) or "–"),
-]  # fmt: skip
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run what was asked for."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse(argv)
-    return run(__file__, BENCHMARK, run_variant, COLUMNS, arguments, argv, here=arguments.quick)
+    return run(__file__, BENCHMARK, run_variant, STEP_COLUMNS, arguments, argv, here=arguments.quick)
 
 
 if __name__ == "__main__":
