@@ -6,7 +6,6 @@ nested and repeated, boxes, fences, towers of exponents, control characters, oth
 
 import json
 import re
-import time
 import unicodedata
 from fractions import Fraction
 
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from tests.timing import timed
 from trl_r1.language import language_share, strip_maths_and_code, words_by_language
 from trl_r1.prompts import gold_completion
 from trl_r1.responses import boxes, last_number, parse
@@ -79,9 +79,7 @@ def warm():
 
 def within(seconds, function, *args, **kwargs):
     """Call a function and bound the CPU time it took."""
-    start = time.thread_time()
-    result = function(*args, **kwargs)
-    taken = time.thread_time() - start
+    result, taken = timed(function, *args, **kwargs)
     assert taken < seconds, f"{taken:.2f} s for {args!r:.200}"
     return result
 

@@ -127,7 +127,7 @@ def test_children_are_killed_even_in_a_session_of_their_own(run):
         "time.sleep(0.3)\nprint('parent done')"
     )
     assert run(python(source)).stdout == b"parent done\n"
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while (alive := subprocess.run(["pgrep", "-f", mark], capture_output=True).stdout) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive
@@ -363,7 +363,7 @@ def test_the_launcher_dies_with_its_process():
         time.sleep(0.2)
         assert os.path.exists(f"/proc/{pid}")
         process.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{pid}")

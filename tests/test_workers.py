@@ -110,7 +110,7 @@ def gone(pid, seconds=5.0):
 
 @pytest.fixture(scope="module")
 def pool():
-    with WorkerPool(2, Limits(item_seconds=0.3, item_wall_seconds=1.5, memory_gib=1.0)) as pool:
+    with WorkerPool(2, Limits(item_seconds=0.3, item_wall_seconds=4, memory_gib=1.0)) as pool:
         yield pool.start()
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,8 +33,10 @@ def loops_on_request(completions, **kwargs):
     return [float("right" in text) for text in completions]
 
 
-def scored_at(completions, **kwargs):
-    time.sleep(0.3)
+def scored_at(completions, gate=None, **kwargs):
+    end = time.monotonic() + 15
+    while gate and not Path(gate[0]).exists() and time.monotonic() < end:
+        time.sleep(0.01)
     return [time.monotonic()]
 
 
@@ -59,7 +62,7 @@ def state_of_worker(completions, **kwargs):
 
 @pytest.fixture(scope="module")
 def workers():
-    limits = Limits(item_seconds=0.5, item_wall_seconds=20, batch_seconds=60)
+    limits = Limits(item_seconds=5, item_wall_seconds=20, batch_seconds=60)
     with WorkerPool(2, limits, initializer=warm_up) as workers:
         yield workers.start()
 
@@ -116,14 +119,15 @@ def test_the_rewards_own_error_is_raised(unreliable):
     assert unreliable(["right"]) == [1.0]
 
 
-def test_submitted_early_collected_later(workers, caplog):
+def test_submitted_early_collected_later(workers, caplog, tmp_path):
     reward = RewardPool(scored_at, workers)
-    texts = ["a text", "another"]
-    columns = {"prompts": ["a", "b"], "reference": ["1", "2"]}
+    texts, gate = ["a text", "another"], tmp_path / "open"
+    columns = {"prompts": ["a", "b"], "reference": ["1", "2"], "gate": [str(gate)] * 2}
     start = time.monotonic()
     reward.submit(texts, **columns)
     batch = reward._submitted[1]
     assert not batch.done()  # `submit` waits for nothing
+    gate.touch()
     while not batch.done() and time.monotonic() < start + 60:  # the trainer's other passes
         time.sleep(0.05)
     collected = time.monotonic()

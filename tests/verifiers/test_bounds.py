@@ -1,3 +1,4 @@
+import gc
 import threading
 import time
 
@@ -60,6 +61,18 @@ def test_deadline_leaves_quick_work_alone():
             spin(0.001)
     time.sleep(0.5)
     assert not [thread for thread in threading.enumerate() if thread.name == "trl_r1-deadline"]
+
+
+def test_deadline_does_not_count_collections_of_garbage():
+    """One may take longer than the deadline; then a right answer must not be wrong for it."""
+    heap = [[] for _ in range(200_000)]
+    with deadline(0.2):
+        end = time.thread_time() + 0.8
+        while time.thread_time() < end:
+            gc.collect()
+    with pytest.raises(DeadlineExceeded), deadline(0.2):
+        spin(2)
+    assert len(heap) == 200_000
 
 
 def test_digits_are_bounded_before_evaluation():

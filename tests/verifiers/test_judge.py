@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vllm_server import vllm_server
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.nano import NanoWorld, checkpoint_path
 from trl_r1.prompts import PromptTemplate
@@ -358,32 +358,21 @@ CHAT_TEMPLATE = "{% set prompt = messages[-1]['content'] %}" + Path(
 def test_nano_judges_by_vllm_serve(tmp_path):
     pytest.importorskip("vllm")
     (tmp_path / "chat.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint_path())),
-        *("--served-model-name", "nano", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"),
-        *("--max-model-len", "1024", "--chat-template", str(tmp_path / "chat.jinja")),
-    ]
-    environment = {
-        **os.environ,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-    }
-    log = tmp_path / "vllm.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    try:
-        server = JudgeServer(f"http://127.0.0.1:{port}/v1", "nano", max_tokens=64)
-        end = time.monotonic() + 300
-        while True:
-            try:
-                server.check()
-                break
-            except ConfigurationError:
-                assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]  # noqa: PT018
-                time.sleep(1)
+    options = (
+        "--served-model-name",
+        "nano",
+        "--max-model-len",
+        "1024",
+        "--chat-template",
+        str(tmp_path / "chat.jinja"),
+    )
+
+    def ready(url):
+        server = JudgeServer(url, "nano", max_tokens=64)
+        server.check()
+        return server
+
+    with vllm_server(tmp_path, checkpoint_path(), *options, ready=ready, not_yet=ConfigurationError) as (_, server):
         rows, answers, truth = nano_cases(64)
         start = time.monotonic()
         verdicts = Judge(server, prompt="judge_brief").verdicts(answers, rows)
@@ -391,6 +380,3 @@ def test_nano_judges_by_vllm_serve(tmp_path):
         print(f"\nnano by vllm serve: {right} of {len(truth)} right, {time.monotonic() - start:.1f} s")
         assert sum(verdict.correct is not None for verdict in verdicts) >= 60
         assert right > len(truth) / 2
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

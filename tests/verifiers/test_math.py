@@ -1,10 +1,11 @@
 """Traps 4-8: one table of cases, both orders where the order matters, bounded time on any thread."""
 
 import threading
-import time
+from itertools import count
 
 import pytest
 
+from tests.timing import least_seconds, timed
 from trl_r1.rows import Row
 from trl_r1.verifiers.math import find_lenient, gold_answer, readable, verify
 
@@ -116,10 +117,10 @@ def test_unreadable_gold_is_none_never_zero(gold):
 
 
 def test_gold_that_is_a_whole_solution_is_unreadable_at_once():
-    start = time.process_time()
     solution = "Janet sells 16 - 3 - 4 = 9 duck eggs a day. She makes 9 * 2 = $18 every day at the market. #### 18"
     assert "pattern" in readable(Row("", solution))
-    assert time.process_time() - start < 0.1
+    numbers = count()  # another text each time, since gold answers are read once
+    assert least_seconds(lambda: readable(Row("", f"{solution} {next(numbers)}")), enough=0.1) < 0.1
 
 
 PATHOLOGICAL = [
@@ -159,9 +160,8 @@ def test_pathological_answers_take_bounded_time_off_the_main_thread(answer):
     verdicts = []
 
     def work():
-        start = time.thread_time()
-        verdict = verify(answer, Row("", "7"))
-        verdicts.append((verdict.correct, time.thread_time() - start))
+        verdict, seconds = timed(verify, answer, Row("", "7"))
+        verdicts.append((verdict.correct, seconds))
 
     check("7", "\\sqrt{49}")  # imports and grammar are loaded once, outside of what is measured
     thread = threading.Thread(target=work)

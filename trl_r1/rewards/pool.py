@@ -34,21 +34,9 @@ RewardFunction = Callable[..., list[float | None]]
 Item = tuple[dict[str, Any], dict[str, Any], frozenset[str]]
 
 
-# The grammar learns each notation at its first use, which takes ten times as long as the second.
-_NOTATIONS = (
-    (r"\frac{x}{2}", r"\frac{x}{3}"),
-    (r"x^2+3x-\sqrt{2}", r"\sqrt{2}\cdot x+2x^{2}-1"),
-    (r"\left(2,\frac{\pi}{3}\right)", r"(3, \pi)"),
-    (r"[2,\infty)", r"(-\infty,2]\cup[3,4)"),
-    (r"\{1,-x\}", r"\{2,x\}"),
-    (r"x=\sin(2)+\log 3", r"y \le 5"),
-)
-
-
 def warm_up() -> None:
     """Import and try Math-Verify, which takes seconds: run in each new worker, before any deadline."""
-    answers, golds = zip(*_NOTATIONS, strict=True)
-    accuracy_reward([f"\\boxed{{{answer}}}" for answer in answers], reference=golds)
+    accuracy_reward([r"\boxed{x+1}"], reference=[r"x+2"])
 
 
 @dataclass(frozen=True)

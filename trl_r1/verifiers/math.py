@@ -39,6 +39,21 @@ _UNICODE_MATH = {"π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cd
                  "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ", "±": r"\pm "}  # fmt: skip
 
 
+# sympy imports and learns at the first use of each notation, which takes up to an answer's whole deadline: a right answer
+# must not be wrong for being the first.
+_NOTATIONS = (
+    (r"\frac{x}{3}", r"\frac{x}{2}"),
+    (r"(u-v)^2", r"u^2-2uv+v^2"),
+    (r"\sqrt{2}\cdot x+2x^{2}-1", r"x^2+3x-\sqrt{2}"),
+    (r"(3, \pi)", r"\left(2,\frac{\pi}{3}\right)"),
+    (r"(-\infty,2]\cup[3,4)", r"[2,\infty)"),
+    (r"\{2,x\}", r"\{1,-x\}"),
+    (r"2 < f(x) < 5", r"(1,4)"),
+    (r"y \le 5", r"x=\sin(2)+\log 3"),
+    (r"x = 3u + 1", r"y - 3u = 2"),
+)
+
+
 def verify(answer: str, row: Row) -> Verdict:
     r"""Tell whether an answer equals a row's gold answer.
 
@@ -197,12 +212,13 @@ def _readable_text(text: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _load_math_verify() -> None:
-    """Import Math-Verify outside of any deadline, silence its warning that we bring our own time limit, warm it up."""
-    from math_verify import parse
+    """Import Math-Verify and try each notation outside of any deadline; silence its warning that we bring our own."""
+    from math_verify import parse  # noqa: F401
 
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    parse("$1$", parsing_timeout=None)
+    for gold, answer in _NOTATIONS:
+        _equal(_parse(gold), _parse(answer))
 
 
 def _parse(text: str) -> list[Any]:
