@@ -84,6 +84,9 @@ def test_messages_are_sent_to_a_chat(urls):
         body = sampler._protocol.body("What is 7 + 5?", config(urls["good"]).settings(), 1)
     assert "<think> </think>" in body["messages"][0]["content"]
     assert "prompt" not in body
+    # Or vLLM would take the penalties and cut-offs that Instruct models bring.
+    neutral = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert neutral.items() <= body.items()
 
 
 @pytest.mark.parametrize(("fault", "timeout"), [("flaky", 20.0), ("hanging", 3.0)])

@@ -14,6 +14,7 @@ from contextlib import closing
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_r1.exceptions import ConfigurationError
@@ -22,7 +23,7 @@ from trl_r1.generation.checkpoint import Checkpoint
 from trl_r1.generation.codec import PromptCodec
 from trl_r1.generation.config import SamplerConfig, choose_backend, open_sampler
 from trl_r1.generation.requests import PartialRequest
-from trl_r1.generation.transformers import TransformersSampler, _draws
+from trl_r1.generation.transformers import TransformersSampler, _draws, sample_with_transformers
 from trl_r1.nano import checkpoint_path
 from trl_r1.prompts import PromptTemplate, select_template
 
@@ -75,6 +76,34 @@ def test_draws_follow_the_distribution(settings):
     kept = probabilities > 0
     wanted = rows * probabilities[kept]
     assert ((counts[kept] - wanted) ** 2 / wanted).sum() < 25.7  # p = 1e-4 at 5 degrees of freedom
+
+
+def test_the_models_own_generation_config_changes_nothing(sampler, monkeypatch):
+    """Instruct models bring penalties, which an engine of vLLM's with settings of ours does not see either."""
+    settings = SamplingSettings(max_tokens=40, seed=3)
+    plain = sample_all(sampler, PROMPTS[:2], 3, settings)
+    own = {
+        "repetition_penalty": 1.8,
+        "no_repeat_ngram_size": 2,
+        "top_k": 2,
+        "temperature": 0.1,
+        "top_p": 0.2,
+        "min_p": 0.9,
+    }
+    for name, value in own.items():
+        monkeypatch.setattr(sampler.model.generation_config, name, value)
+    assert sample_all(sampler, PROMPTS[:2], 3, settings) == plain
+    codec = sampler._codec
+    ids = [codec.encode(prompt) for prompt in PROMPTS[:2]]
+    pads = {
+        "eos_token_ids": list(codec.eos_token_ids),
+        "pad_token_id": codec.eos_token_ids[0],
+        "max_tokens": 40,
+        "seed": 3,
+    }
+    drawn = sample_with_transformers(sampler.model, Accelerator(cpu=True), ids, 3, **pads)
+    monkeypatch.undo()
+    assert sample_with_transformers(sampler.model, Accelerator(cpu=True), ids, 3, **pads) == drawn
 
 
 def test_stop_texts_end_a_completion_and_stay_in_it(sampler):

@@ -12,6 +12,8 @@ from trl_r1.prompts import THINK_OPEN, PromptTemplate
 from trl_r1.rows import Completion, Prompt
 
 _PATHS = {"completions": "completions", "chat": "chat/completions"}
+# vLLM takes what a request leaves open from the model's own generation config, and Instruct models bring penalties.
+_NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _REASONING = ("reasoning_content", "reasoning")  # where a server's reasoning parser puts the thinking
 
 
@@ -47,7 +49,9 @@ class Protocol:
         }
         if settings.stop:
             body["stop"] = list(settings.stop)
-        if settings.top_k:
+        if self._is_vllm:
+            body |= {"top_k": settings.top_k, **_NEUTRAL}
+        elif settings.top_k:
             body["top_k"] = settings.top_k
         if seed is not None:
             body["seed"] = seed

@@ -34,6 +34,12 @@ from trl_r1.prompts import PromptTemplate
 logger = logging.getLogger(__name__)
 
 _SEQUENCES_PER_BATCH = 256
+# `generate` takes what a config leaves open from the model's own, and Instruct models bring penalties and cut-offs. Their
+# neutral values, so that every backend samples the same distribution.
+_NEUTRAL = {
+    "num_beams": 1, "min_length": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "guidance_scale": 1.0,
+}  # fmt: skip
 # Batches' worth of completions that are looked at together, so that prompts of like length meet.
 _BATCHES_AHEAD = 4
 
@@ -78,6 +84,7 @@ def sample_with_transformers(
         eos_token_id=eos_token_ids,
         pad_token_id=pad_token_id,
         disable_compile=True,
+        **_NEUTRAL,
     )
     if seed is not None:
         torch.manual_seed(seed)
@@ -231,7 +238,7 @@ class TransformersSampler:
             input_ids[row, width - len(one.prompt_ids) :] = torch.tensor(one.prompt_ids)
             mask[row, width - len(one.prompt_ids) :] = 1
         config = GenerationConfig(
-            do_sample=False,  # what is drawn, is drawn by the processors; the neutral values keep the model's own out
+            do_sample=False,  # what is drawn, is drawn by the processors
             temperature=1.0,
             top_p=1.0,
             top_k=50,
@@ -239,6 +246,7 @@ class TransformersSampler:
             eos_token_id=list(self._codec.eos_token_ids),
             pad_token_id=pad,
             disable_compile=True,
+            **_NEUTRAL,
         )
         seeds = [sample_seed(settings.seed, one.key, one.index) for one in batch]
         stops = [StopStringCriteria(self.tokenizer, list(settings.stop))] if settings.stop else []
