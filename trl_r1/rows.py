@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -50,6 +51,12 @@ class Row:
     def from_columns(cls, columns: Mapping[str, Any]) -> Row:
         """Build a row from a data set row, ignoring columns that are not a row's own."""
         return cls(**{name: columns[name] for name in cls.__dataclass_fields__ if columns.get(name) is not None})
+
+
+def row_digest(row: Row) -> str:
+    """Return what tells two questions apart that have the same id: 16 hexadecimal digits of all but the id."""
+    content = json.dumps({**row.asdict(), "id": None}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=65536)

@@ -1,10 +1,13 @@
 """Rejection sampling: which candidates are accepted whatever finishes first, what is asked for, what survives, what is said."""
 
 import json
+import socket
+import threading
 import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import fmean
 
 import pytest
@@ -12,15 +15,16 @@ import slow_verifier as slow
 from replayed_samples import ReplaySampler, nano_completions, nano_rows
 
 from trl_r1.data.candidates import Candidate, accept_in_order
-from trl_r1.data.rejection import RejectionSampler, accepted_rows, judge_identity
+from trl_r1.data.rejection import SHARDS_FOLDER, RejectionSampler, accepted_rows, judge_identity
 from trl_r1.data.rejection_report import easy_prompt_bias, pass_rate, read_figures, render, report
 from trl_r1.data.rejection_schedule import RowState, Schedule
 from trl_r1.exceptions import ConfigurationError, DataError, EngineError
 from trl_r1.generation.base import SamplingSettings
 from trl_r1.generation.config import SamplerConfig, open_sampler
+from trl_r1.generation.shards import SampleStore
 from trl_r1.nano import checkpoint_path
 from trl_r1.rewards.pool import warm_up
-from trl_r1.rows import Completion, Row, Verdict
+from trl_r1.rows import Completion, Row, Verdict, row_digest
 from trl_r1.verifiers.judge import Judge, JudgeServer
 from trl_r1.workers import WorkerError, WorkerPool
 
@@ -385,6 +389,84 @@ def test_a_judge_that_fails_stops_the_run(build, tmp_path):
 
     with pytest.raises(ConfigurationError, match="refuses the key"):
         build(ReplaySampler(SPOKEN), judge=Gone()).run(GENERAL, tmp_path)
+
+
+class Agrees(BaseHTTPRequestHandler):
+    """A judge's server that finds everything correct."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said = json.dumps({"analysis": "so it is", "correctness": "correct"})
+        body = json.dumps({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_judge_that_is_not_reached_is_no_verdict(build, tmp_path):
+    """What has a rule is kept; with the judge back, the rest is asked for and judged."""
+
+    def run(port):
+        server = JudgeServer(f"http://127.0.0.1:{port}/v1", "judge", retries=0, backoff=0.01)
+        sampler = ReplaySampler(SPOKEN | nano_completions())
+        return sampler, build(sampler, judge=Judge(server)).run([*nano_rows(), *GENERAL], tmp_path)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(EngineError, match=r"judge was not reached for .*verified completions are kept"):
+            run(free.getsockname()[1])
+    kept = {f"{sample.key}#{sample.index}" for sample in SampleStore(tmp_path / SHARDS_FOLDER).samples()}
+    assert not any(key.startswith("g") for key in kept)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Agrees)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sampler, result = run(server.server_address[1])
+    server.shutdown()
+    assert kept
+    assert not kept & set(sampler.asked)
+    assert accepted(result) == {**expected(), **{row.id: [0, 1] for row in GENERAL}}
+    assert "unverifiable" not in str(result.report["rejects"])
+
+
+def test_no_more_wait_for_the_judge_than_a_shard_holds(build, tmp_path):
+    """They are on no disk; and a row's own rate is known early, for a judge that is the very model, too."""
+    rows = [Row(f"Who wrote book {i}?", f"author {i}", domain="general", id=f"g{i}") for i in range(30)]
+    said = Completion("<think> hm </think> It was", (1,))
+    texts = {f"g{i}#{k}": replace(said, text=f"{said.text} author {i}.") for i in range(30) for k in range(K)}
+    sampler = ReplaySampler(texts, 4)
+    judge = ByContents(sampler)
+    result = build(sampler, judge=judge, shard_samples=8).run(rows, tmp_path)
+    assert all(one == [0, 1] for one in accepted(result).values())
+    assert max(judge.sizes) <= 8 + 4, "a shard, and what the engine has"
+    assert len(sampler.asked) < 30 * K
+
+
+# --- Which rows ---
+
+
+def test_a_folder_is_of_its_rows(build, tmp_path):
+    """With other references under the same ids, neither old verdicts nor old completions count."""
+    build().run(nano_rows(), tmp_path)
+    build().run(nano_rows(), tmp_path)
+    changed = [replace(nano_rows()[0], reference="1"), *nano_rows()[1:]]
+    with pytest.raises(ConfigurationError, match=r"Row 'arithmetic/.* was another one .*--overwrite true"):
+        build().run(changed, tmp_path)
+
+
+def test_rows_with_the_same_id_are_told_apart(build, tmp_path, caplog):
+    one, other = replace(nano_rows()[0], id="0"), replace(nano_rows()[1], id="0")
+    key = f"0-{row_digest(other)[:8]}"
+    texts = {
+        f"{name}#{k}": nano_completions()[f"{row.id}#{k}"]
+        for name, row in (("0", nano_rows()[0]), (key, nano_rows()[1]))
+        for k in range(K)
+    }
+    result = build(ReplaySampler(texts)).run([one, other, one], tmp_path)
+    assert [(row["id"], row["prompt"]) for row in result.dataset] == [("0", one.prompt), (key, other.prompt)]
+    assert "1 rows are repeated" in caplog.text
 
 
 # --- Bad input ---

@@ -89,6 +89,18 @@ def test_messages_are_sent_to_a_chat(urls):
     assert neutral.items() <= body.items()
 
 
+def test_what_a_server_withholds_is_cut_off_and_not_asked_for_again(urls):
+    with closing(open_sampler(config(urls["plain"]))) as sampler:
+        protocol = sampler._protocol
+        reply = {"choices": [{"finish_reason": "content_filter", "text": "I will not"}]}
+        protocol.check(reply)
+        completion = protocol.completion(reply, config(urls["plain"]).settings())
+        assert completion.truncated
+        assert completion.text == "I will not"
+        with pytest.raises(ValueError, match="unfinished"):
+            protocol.check({"choices": [{"finish_reason": None, "text": ""}]})
+
+
 @pytest.mark.parametrize(("fault", "timeout"), [("flaky", 20.0), ("hanging", 3.0)])
 def test_faults_are_tried_again(urls, fault, timeout):
     expected = sampled(config(urls["good"]))

@@ -17,10 +17,10 @@ from trl_r1.data.rejection_report import read_figures, report, speed
 from trl_r1.data.rejection_schedule import RowState, Schedule
 from trl_r1.data.rejection_store import DATASET_FILE, StoredCandidates, write_candidates
 from trl_r1.exceptions import ConfigurationError, DataError, EngineError
-from trl_r1.generation.base import Sample, Sampler, SamplingSettings
+from trl_r1.generation.base import Sample, Sampler, SampleRequest, SamplingSettings
 from trl_r1.generation.requests import process_place
-from trl_r1.generation.shards import SampleStore, store_settings, write_whole
-from trl_r1.rows import Row
+from trl_r1.generation.shards import SampleStore, StoredSample, store_settings, write_whole
+from trl_r1.rows import Row, row_digest
 from trl_r1.verifiers import check_references, readable
 from trl_r1.workers import Limits, WorkerPool
 
@@ -80,7 +80,8 @@ class RejectionSampler:
         workers (`int` or [`~trl_r1.workers.WorkerPool`], *optional*):
             Verifying processes, one per core by default; or a pool that stays open.
         limits ([`~trl_r1.workers.Limits`], *optional*): Deadlines and memory of one verdict.
-        shard_samples (`int`, defaults to 256): Completions in a shard: what a kill may lose.
+        shard_samples (`int`, defaults to 256):
+            Completions in a shard: what a kill may lose. No more than these wait for a judge at a time.
         shard_seconds (`float`, defaults to 20.0): Seconds after which a smaller shard is written.
         max_unverifiable (`float`, defaults to 0.01): Largest share of rows whose reference cannot be read.
         progress (`bool`, defaults to `True`): Show a bar with tokens/s and acceptance.
@@ -207,6 +208,10 @@ class RejectionSampler:
         left_out = []
         for place, row in enumerate(rows):
             key = row.id or f"row-{place}"
+            if key in keyed and row_digest(keyed[key]) != row_digest(row):
+                # Data sets number their rows alike; which of them is meant, the digest tells.
+                key = f"{key}-{row_digest(row)[:8]}"
+                row = replace(row, id=key)
             if readable(row) is not None or (judged(row) and not row.reference.strip()):
                 left_out.append(key)
             else:
@@ -220,7 +225,7 @@ class RejectionSampler:
         if left_out:
             logger.warning("%d rows have no reference that can be verified and are left out.", len(left_out))
         if len(keyed) + len(left_out) < len(rows):
-            logger.warning("%d rows ask a question of another row.", len(rows) - len(keyed) - len(left_out))
+            logger.warning("%d rows are repeated.", len(rows) - len(keyed) - len(left_out))
         return keyed, left_out
 
 
@@ -251,8 +256,10 @@ class _Run:
         self.owner, self.store, self.checker = owner, store, checker
         self.sampler = owner.sampler
         self.left = {key: row for key, row in rows if key not in store.closed}
+        self.digests = {key: row_digest(row) for key, row in rows}
         found: dict[str, dict[int, bool]] = {}
         for sample in store.samples() if len(store) else ():
+            self._check_row(sample, folder)
             if sample.key in self.left and sample.index < owner.samples:
                 found.setdefault(sample.key, {})[sample.index] = sample.facts.get("reason") is None
         states = (
@@ -265,12 +272,26 @@ class _Run:
         self.samples = self.tokens = self.checked = self.usable = 0
         self.bar = _bar(len(rows), len(rows) - len(self.left), owner.progress and rank == 0)
 
+    def _check_row(self, sample: StoredSample, folder: Path) -> None:
+        """Refuse what was sampled or verified for another row."""
+        now = self.digests.get(sample.key)
+        if now is not None and sample.facts.get("row", now) != now:
+            raise ConfigurationError(
+                f"Row {sample.key!r} was another one when {str(folder)!r} was begun: its prompt, reference, domain, language or "
+                "verifier has changed since. Take another folder, or start anew (`--overwrite true`)."
+            )
+
+    def _paced(self, requests: Iterator[SampleRequest]) -> Iterator[SampleRequest]:
+        """Pass requests on while the judge keeps up: what waits for it is not on disk yet."""
+        while self.checker.waiting < self.owner.shard_samples and (request := next(requests, None)) is not None:
+            yield request
+
     def go(self) -> None:
         """Sample until every row has what it needs."""
         self.store.note = self._note
         try:
             while (first := next(requests := self.schedule.requests(), None)) is not None:
-                for sample in self.sampler.stream(chain([first], requests), self.owner.settings):
+                for sample in self.sampler.stream(chain([first], self._paced(requests)), self.owner.settings):
                     self._take(sample)
                     for checked in self.checker.collect():
                         self._settle(checked)
@@ -315,7 +336,8 @@ class _Run:
         completion, tokens = checked.completion, len(checked.completion.token_ids)
         usable = checked.reason is None
         stored = Sample(checked.key, checked.index, replace(completion, token_ids=()))
-        self.store.add(stored, tokens=tokens or None, correct=checked.correct, reason=checked.reason)
+        facts = {"tokens": tokens or None, "correct": checked.correct, "reason": checked.reason}
+        self.store.add(stored, **facts, row=self.digests[checked.key])
         self.checked += 1
         self.usable += usable
         if state is None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from trl_r1.data.filters import Filter, first_reason, parsed
-from trl_r1.exceptions import ConfigurationError
+from trl_r1.exceptions import ConfigurationError, EngineError
 from trl_r1.rewards.pool import warm_up
 from trl_r1.rows import Completion, Row, Verdict
 from trl_r1.verifiers import verifier_name, verify
 from trl_r1.verifiers.in_workers import WorkerSettings
-from trl_r1.verifiers.judge import current_judge
+from trl_r1.verifiers.judge import NO_REPLY, current_judge
 from trl_r1.workers import Batch, Failure, Limits, WorkerError, WorkerPool
 
 # A hand-over costs about as much as a verdict: what comes in within this time goes together.
@@ -30,7 +30,10 @@ class AnswerJudge(Protocol):
     """Who tells whether answers without a rule are right, such as [`~trl_r1.verifiers.judge.Judge`]."""
 
     def verdicts(self, answers: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
-        """Judge answers, given whole; thinking is cut off by the judge."""
+        """Judge answers, given whole; thinking is cut off by the judge.
+
+        A verdict whose detail begins with [`~trl_r1.verifiers.judge.NO_REPLY`] says that the judge was not reached.
+        """
         ...
 
 
@@ -113,7 +116,8 @@ class Checker:
         self._batches: list[tuple[list[tuple[str, int, Item]], Batch[tuple[bool | None, str, str | None]]]] = []
         self._to_judge: queue.SimpleQueue[tuple[str, int, Item] | None] = queue.SimpleQueue()
         self._from_judge: queue.SimpleQueue[list[Checked] | Exception] = queue.SimpleQueue()
-        self._being_judged = 0
+        self._to_come = self._being_judged = 0
+        self._lost: Exception | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> Checker:
@@ -132,6 +136,7 @@ class Checker:
     def submit(self, key: str, index: int, row: Row, completion: Completion) -> None:
         """Hand over a completion and return at once."""
         self._gathered.append((key, index, (row, completion)))
+        self._to_come += judged(row)
         self._hand_over()
 
     def collect(self) -> list[Checked]:
@@ -139,18 +144,27 @@ class Checker:
         self._hand_over()
         return [*self._verified(), *self._judged()]
 
-    def drain(self) -> list[Checked]:
-        """Wait for everything that was handed over, deferred judging included, and return it."""
+    @property
+    def waiting(self) -> int:
+        """How many completions of rows without a rule have no verdict yet: nobody has them but this process."""
+        return self._to_come + self._being_judged
+
+    def drain(self) -> Iterator[Checked]:
+        """Wait for everything that was handed over, deferred judging included, and yield it.
+
+        A judge that was lost has been told once, by [`collect`] or here; what waited for it is dropped.
+
+        Raises:
+            [`EngineError`]: The judge was not reached.
+        """
         self._hand_over(at_once=True)
-        found = []
         while self._batches:
             self._batches[0][1].results()
-            found += self._verified()
-        if self._deferred:
+            yield from self._verified()
+        if self._deferred and self._lost is None:
             self._judge_waiting(wait=False)
-        while self._being_judged:
-            found += self._judged(wait=True)
-        return found
+        while self._being_judged and self._lost is None:
+            yield from self._judged(wait=True)
 
     def _hand_over(self, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -170,6 +184,7 @@ class Checker:
                 waiting.append((items, batch))
                 continue
             for (key, index, (row, completion)), result in zip(items, batch.results(), strict=True):
+                self._to_come -= judged(row)
                 if isinstance(result, Failure):
                     if result.kind == "error":
                         raise WorkerError(f"Checking a completion of row {key!r} failed:\n{result.detail}")
@@ -178,6 +193,8 @@ class Checker:
                     continue
                 correct, detail, reason = result
                 if judged(row) and reason is None and self._judge is not None:
+                    if self._lost is not None:
+                        continue  # without a verdict it is not kept, and asked for again by the next start
                     self._ask_judge(key, index, (row, completion))
                     continue
                 found.append(Checked(key, index, completion, correct, _reason(completion, correct, detail, reason)))
@@ -199,6 +216,10 @@ class Checker:
             except queue.Empty:
                 return found
             if isinstance(result, Exception):
+                if found:  # first what was judged before
+                    self._from_judge.put(result)
+                    return found
+                self._lost = result
                 raise result
             self._being_judged -= len(result)
             found += result
@@ -230,7 +251,16 @@ class Checker:
             self._from_judge.put([
                 Checked(key, index, completion, verdict.correct, _reason(completion, verdict.correct, verdict.detail))
                 for (key, index, (_, completion)), verdict in zip(cases, verdicts, strict=True)
+                if not _unreached(verdict)
             ])  # fmt: skip
+            if lost := [verdict.detail for verdict in verdicts if _unreached(verdict)]:
+                # Not a verdict, which would be kept: with the judge back, the next start asks for these again.
+                self._from_judge.put(EngineError(f"The judge was not reached for {len(lost)} answers: {lost[0]}."))
+                return
+
+
+def _unreached(verdict: Verdict) -> bool:
+    return verdict.correct is None and verdict.detail.startswith(NO_REPLY)
 
 
 def _reason(completion: Completion, correct: bool | None, detail: str, filtered: str | None = None) -> str | None:

@@ -14,6 +14,8 @@ from trl_r1.rows import Completion, Prompt
 _PATHS = {"completions": "completions", "chat": "chat/completions"}
 # vLLM takes what a request leaves open from the model's own generation config, and Instruct models bring penalties.
 _NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+# A server that withholds a completion withholds it however often it is asked; what there is of it counts as cut off.
+_FINAL = ("stop", "length", "content_filter")
 _REASONING = ("reasoning_content", "reasoning")  # where a server's reasoning parser puts the thinking
 
 
@@ -75,13 +77,13 @@ class Protocol:
         """Raise `ValueError` for a reply that is no completion: what a proxy or a dying server may send."""
         if not isinstance(reply, Mapping) or not reply.get("choices"):
             raise ValueError(f"a reply without choices: {reply!r:.200}")
-        if reply["choices"][0].get("finish_reason") not in ("stop", "length"):
+        if reply["choices"][0].get("finish_reason") not in _FINAL:
             raise ValueError(f"an unfinished completion: {reply['choices'][0]!r:.200}")
 
     def completion(self, reply: Mapping[str, Any], settings: SamplingSettings) -> Completion:
         """Return the completion that a checked reply holds."""
         choice = reply["choices"][0]
-        reason = choice["finish_reason"]
+        reason = "stop" if choice["finish_reason"] == "stop" else "length"
         if self._codec is not None and choice.get("token_ids"):
             return self._codec.completion(choice["token_ids"], reason, settings.stop)
         text, prefill = str(choice.get("text") or ""), self._template.prefill

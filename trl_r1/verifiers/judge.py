@@ -46,6 +46,8 @@ CACHED = 65_536
 # A greedy reply that cannot be read would come out the same again.
 _RETRY_TEMPERATURE = 0.7
 _MOST_OBJECTS = 64
+# How the detail of a verdict begins for which no server could be reached.
+NO_REPLY = "no reply: "
 _VERDICTS = {"correct": True, "incorrect": False, True: True, False: False}
 _HOW = (
     f"Set the environment variables {URL} (such as http://localhost:8000/v1) and {MODEL} ({API_KEY} holds the key, if there "
@@ -122,7 +124,8 @@ class Judge:
             rows (`Sequence[Row]`): The questions with their references.
 
         Returns:
-            `list[Verdict]`: `correct` is `None` where no reply could be read or none came.
+            `list[Verdict]`: `correct` is `None` where no reply could be read, or none came: `detail` then begins with
+            [`NO_REPLY`].
 
         Raises:
             [`ConfigurationError`]: When a server refuses the key, the address or the model.
@@ -159,7 +162,7 @@ class Judge:
                     done[case] = Verdict(*found)
                     self._remember(case, done[case])
                 elif isinstance(reply, JudgeUnavailable):
-                    done[case] = Verdict(None, f"no reply: {reply}")
+                    done[case] = Verdict(None, f"{NO_REPLY}{reply}")
                 else:
                     done[case] = Verdict(None, f"unreadable reply {reply[-200:]!r}")
                     unreadable.append(case)
