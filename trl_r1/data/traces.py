@@ -163,7 +163,7 @@ def load_candidates(config: TraceConfig) -> Dataset:
 
 
 def read_traces(
-    examples: Iterable[Mapping[str, Any]], config: TraceConfig, form: str = "answer"
+    examples: Iterable[Mapping[str, Any]], config: TraceConfig, form: str = "answer", domain: str | None = None
 ) -> list[dict[str, Any]]:
     """Turn examples into rows of `prompt`, `completion` and the carried columns; see the module for what is read.
 
@@ -171,6 +171,7 @@ def read_traces(
         examples (`Iterable[Mapping]`): As loaded.
         config ([`TraceConfig`]): Names of the columns, and what is allowed.
         form (`str`, defaults to `"answer"`): See [`load_traces`].
+        domain (`str`, *optional*): Domain of examples that name none.
 
     Raises:
         [`DataError`]: See [`load_traces`].
@@ -195,6 +196,7 @@ def read_traces(
             row: dict[str, Any] = {"prompt": prompt, "completion": completion}
             row |= {name: None if values[name] is None else str(values[name]) for name in CARRIED}
             row["license"] = row["license"] or config.traces_license
+            row["domain"] = row["domain"] or domain
             if _may_train(completion, row["domain"], config):
                 rows.append(row)
             else:
