@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trl_r1.data.candidates import Candidate
+from trl_r1.data.files import BUILDERS, json_lines, open_file, why
 from trl_r1.data.nano_traces import DEFAULT_COUNT, DEFAULT_TASKS, nano_traces
 from trl_r1.data.sources import NANO, question_key
 from trl_r1.data.turns import read_completion, read_prompt, read_text, read_turns
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 FIELDS = ("prompt", "completion", "reasoning", "answer", "summary", "messages", "candidates")
 CARRIED = ("id", "domain", "language", "license", "source")
 WITHOUT_THINKING = ("refuse", "general", "allow")
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _NAMED = 5
 
 
@@ -235,19 +235,20 @@ def read_examples(config: TraceConfig) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"No such file: {source}. Looked from {Path.cwd()}.")
     if path.suffix == ".jsonl":
         # Read here: rows of one file may differ in their columns and in the types within.
-        yield from _limited(_json_lines(path), config.max_traces)
+        yield from _limited(json_lines(path), config.max_traces)
+        return
+    if path.is_file():
+        yield from _limited(open_file(path), config.max_traces)
         return
     try:
-        if path.is_file():
-            loaded = load_dataset(_BUILDERS[path.suffix], data_files={config.traces_split: source})
-        elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = load_from_disk(source)
         else:
             loaded = load_dataset(source, config.traces_config)
     except Exception as error:  # the Hub's client raises a dozen unrelated kinds
         raise DataError(
-            f"Traces {source!r} (configuration {config.traces_config!r}) cannot be loaded: {type(error).__name__}: {error}. "
-            f"Give a Hub id, a folder, or a file ending in {', '.join(_BUILDERS)}."
+            f"Traces {source!r} (configuration {config.traces_config!r}) cannot be loaded: {why(error)}. Give a Hub "
+            f"id, a folder, or a file ending in {', '.join(BUILDERS)}."
         ) from error
     if isinstance(loaded, DatasetDict):
         if config.traces_split not in loaded:
@@ -396,18 +397,6 @@ def _without_thinking(config: TraceConfig, thoughtless: list[str], total: int) -
 
 def _as_user(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
-
-
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{path}, line {number} is no JSON: {error}. A file cut short? Remove the line."
-                    ) from None
 
 
 def _limited(examples: Iterable[Mapping[str, Any]], most: int | None) -> Iterator[Mapping[str, Any]]:
