@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from trl_r1.data.cold_start import ColdStartBuilder, SampledSource
-from trl_r1.data.cold_start_prompts import EXAMPLES, asking, examples_from, few_shot_prompt
+from trl_r1.data.cold_start_prompts import EXAMPLES, Example, asking, examples_from, few_shot_prompt
 from trl_r1.data.cold_start_rows import read_rows, write_rows
 from trl_r1.data.filters import default_filters, first_reason
 from trl_r1.data.worked import EquationFilter, WorkedSolution
@@ -266,6 +266,51 @@ def test_a_second_start_samples_nothing_again(tmp_path: Path) -> None:
         ColdStartBuilder(tmp_path).sample(
             SampledSource("r1_zero", again, SamplingSettings(0.5, max_tokens=64, seed=0), 1), ROWS
         )
+
+
+def test_a_question_asked_otherwise_is_asked_again(tmp_path: Path) -> None:
+    def asked(shown: str, rows: Sequence[Row] = ROWS[:2]) -> list[str]:
+        sampler = Written([GOOD, GOOD])
+        builder = ColdStartBuilder(tmp_path, filters=())
+        examples = (Example(shown, "r", "s", "a"),)
+        builder.sample(SampledSource("few_shot", sampler, SETTINGS, 2, examples), rows)
+        assert builder.report()["by_source"]["few_shot"]["traces"] == 2 * len(rows)
+        return [request.prompt[0]["content"] for request in sampler.asked]
+
+    assert asked("old") == ["old", "old"]
+    assert asked("old") == []
+    # What was interrupted goes on: the third question has no answer yet.
+    assert asked("new", ROWS) == ["new"] * 3
+    assert asked("new", ROWS) == []
+    assert asked("old", ROWS) == ["old"]
+    # A question that keeps its id, but not its text.
+    assert asked("old", [replace(ROWS[0], prompt="What is one and one?"), *ROWS[1:]]) == ["old"]
+
+
+def test_samples_of_earlier_versions_are_kept(tmp_path: Path) -> None:
+    """They do not say what was asked."""
+    build(tmp_path, [GOOD], ROWS)
+    (shard,) = (tmp_path / "samples" / "r1_zero").glob("shard-*")
+    records = [json.loads(line) for line in shard.read_text().splitlines()]
+    assert all(record.pop("asked") for record in records)
+    shard.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again = Written([GOOD])
+    ColdStartBuilder(tmp_path).sample(SampledSource("r1_zero", again, SETTINGS, 1), ROWS)
+    assert again.asked == []
+
+
+def test_a_corrected_trace_is_rewritten_again(tmp_path: Path) -> None:
+    def rewritten(text: str) -> tuple[int, str]:
+        sampler = Written([rewriting(f"Well: {text}", "It is \\boxed{2}.")])
+        builder = ColdStartBuilder(tmp_path, filters=())
+        builder.add_worked([WorkedSolution(ROWS[0], text, "2")])
+        builder.rewrite(sampler, SETTINGS)
+        builder.write()
+        return len(sampler.asked), read_rows(tmp_path / "cold_start.jsonl")[0]["reasoning"]
+
+    assert rewritten("one and one is two.") == (1, "Well: one and one is two.")
+    assert rewritten("1 + 1 = 2.") == (1, "Well: 1 + 1 = 2.")
+    assert rewritten("1 + 1 = 2.") == (0, "Well: 1 + 1 = 2.")
 
 
 def test_what_a_person_decided_survives_a_second_start(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """General rows: answers from data or a sampler, a thinking for some of them and none for greetings."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -124,6 +125,25 @@ def test_existing_answers_are_kept_and_only_thinking_is_asked_for():
     assert parse(tagged).well_formed
     with pytest.raises(DataError, match="3 messages"):
         list(tasks_from_rows([Row([{"role": "user", "content": "a"}] * 3, "")], "writing", "chats"))
+
+
+def test_a_repeated_question_counts_once(caplog):
+    rows = [Row(prompt, answer, "general", "en", key) for prompt, answer, key in
+            (("Who?", "Ann.", "q1"), ("Why?", "So.", "q2"), ("who", "Bea.", "q1"))]  # fmt: skip
+    built = list(GeneralBuilder().build(tasks_from_rows(rows, "factual_qa", "facts")))
+    assert [row["completion"] for row in built] == ["Ann.", "So."]
+    assert "1 rows of 'facts' ask a question again" in caplog.text
+
+
+def test_a_translation_needs_its_language():
+    row = Row("Good morning, my friends.", "Guten Morgen, meine Freunde.", "general", id="q1")
+    with pytest.raises(DataError, match=r"Row 0 of 'opus'.*`language`"):
+        list(tasks_from_rows([row], "translation", "opus"))
+    (task,) = tasks_from_rows([row], "translation", "opus", language="de")
+    assert task.language == "de"
+    assert task.question.startswith("Translate into German")
+    both = [replace(row, language=code) for code in ("de", "fr", "de")]
+    assert [one.language for one in tasks_from_rows(both, "translation", "opus")] == ["de", "fr"]
 
 
 def test_each_kind_is_asked_in_its_own_words():

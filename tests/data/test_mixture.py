@@ -283,6 +283,12 @@ def test_traces_without_thinking_only_where_general(tmp_path):
     wrong = write(tmp_path / "w.jsonl", [trace(1, completion="7")])
     with pytest.raises(DataError, match="t1"):
         mix(MixtureConfig((MixtureSource("w", wrong),)), tmp_path / "w", 1)
+    # A file without the column is of its source's domain, before the check as after it.
+    plain = write(tmp_path / "p.jsonl", [{**trace(1, completion="Hello!"), "domain": None}])
+    mix(MixtureConfig((MixtureSource("p", plain, domain="general"),)), tmp_path / "p", 1)
+    assert [row["domain"] for row in read(tmp_path / "p")] == ["general"]
+    with pytest.raises(DataError, match="t1"):
+        mix(MixtureConfig((MixtureSource("m", plain, domain="math"),)), tmp_path / "m", 1)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.responses import parse
 
 THOUGHT = "<think>1+2=3</think> <answer>3</answer>"
+ANSWER = {"role": "assistant", "content": THOUGHT}
 
 
 def write(path, *rows):
@@ -135,11 +136,60 @@ def test_traces_without_thinking_are_counted_and_named(tmp_path):
         ({"question": "1+2?"}, r"Row 0 has no prompt. It has the columns question"),
         ({"prompt": "1+2?", "text": THOUGHT}, r"Row 0 has no target.*columns prompt, text"),
         ({"messages": [{"role": "user", "content": "1+2?"}]}, r"Row 0: the last of `messages` must be the assistant's"),
+        (
+            {"prompt": "1+2?", "reasoning": ["1+2=3"], "answer": "3"},
+            r"Row 0: column 'reasoning' holds a list.*must be text",
+        ),
+        ({"prompt": "1+2?", "reasoning": "r", "answer": {"x": 3}}, r"column 'answer' holds a dict.*text or a number"),
+        (
+            {"prompt": "1+2?", "completion": [THOUGHT, THOUGHT]},
+            r"Row 0: column 'completion' holds a list.*a row of its own",
+        ),
+        ({"prompt": ["1+2?"], "completion": THOUGHT}, r"Row 0: column 'prompt' holds a list.*a list of turns"),
+        ({"messages": "1+2?"}, r"Row 0: column 'messages' holds a str, '1\+2\?'.*a list of turns"),
+        ({"messages": [{"text": "1+2?"}, {"text": THOUGHT}]}, r"column 'messages' holds a dict.*`role` and `content`"),
+        ({"messages": [{"role": "user", "content": None}, ANSWER]}, r"column 'messages\[\]\.content' holds a NoneType"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]},
+            r"holds a list.*'image'.*type: text",
+        ),
+        (
+            {"messages": [{"from": "observation", "value": "3"}, ANSWER]},
+            r"\.from' holds a str, 'observation'.*human, gpt",
+        ),
     ],
 )
 def test_bad_rows(tmp_path, row, message):
     with pytest.raises(DataError, match=message):
         load(tmp_path, row)
+
+
+def test_a_bad_column_is_called_as_in_the_file(tmp_path):
+    rows = [{"q": "1+2?", "generations": text} for text in (THOUGHT, [THOUGHT])]
+    with pytest.raises(DataError, match=r"Row 1: column 'generations' holds a list"):
+        load(tmp_path, *rows, traces_columns={"prompt": "q", "completion": "generations"})
+
+
+def test_turns_in_other_shapes(tmp_path):
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "2?"}]
+    shared = [{"from": "human", "value": "1+2?"}, {"from": "gpt", "value": THOUGHT}]
+    rows = [
+        {"messages": [{"role": "user", "content": parts}, ANSWER]},
+        {"prompt": [{"role": "user", "content": parts}], "completion": [{"content": THOUGHT}]},
+        {"messages": shared},
+        {"messages": [{"from": "system", "value": "Be brief."}, *shared]},
+        {"prompt": "1+2?", "reasoning": "1+2=3", "answer": 3},
+    ]
+    made = load(tmp_path, *rows)
+    asked = {"role": "user", "content": "1+2?"}
+    assert made["prompt"] == [[asked], [asked], [asked], [{"role": "system", "content": "Be brief."}, asked], [asked]]
+    assert made["completion"] == [THOUGHT] * 4 + ["<think> 1+2=3 </think> <answer> 3 </answer>"]
+    # Named by its column.
+    named = load(tmp_path, {"conversations": shared}, traces_columns={"messages": "conversations"})
+    assert (named[0]["prompt"], named[0]["completion"]) == ("1+2?", THOUGHT)
+    # A file that holds several kinds: messages come first, as the module says.
+    both = load(tmp_path, {"prompt": "2+2?", "completion": "<think>x</think> 4", "messages": shared})
+    assert both[0]["completion"] == THOUGHT
 
 
 def test_bad_sources(tmp_path):

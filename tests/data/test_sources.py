@@ -118,6 +118,42 @@ def test_kinds_of_files(tmp_path, suffix):
     assert rows["train"][0]["language"] == "en"
 
 
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_rows_and_files_may_differ_in_columns_and_types(tmp_path):
+    train = [{"prompt": f"What is {n}?", "reference": n, "note": None} for n in range(3)]
+    train += [{"prompt": "What is 4/7?", "reference": "4/7", "language": "en", "note": {"by": "me"}}]
+    test = [{"prompt": "What is 1/2?", "reference": "1/2", "group": "t"}, {"prompt": "What is 9?", "reference": 9}]
+    files = {"train": write(tmp_path / "train.jsonl", *train), "test": write(tmp_path / "test.jsonl", *test)}
+    rows = load_rows(SourceConfig(dataset=files))
+    assert rows["train"]["reference"][:] == ["0", "1", "2", "4/7"]
+    assert rows["train"]["language"][:] == [None, None, None, "en"]
+    assert rows["test"]["reference"][:] == ["1/2", "9"]
+    # A column of some rows is None in the others for a row function, too.
+    function = SourceConfig(dataset=files, row_function=f"{__name__}.by_language")
+    assert load_rows(function)["train"]["language"][:] == ["zh", "zh", "zh", "en"]
+
+
+def by_language(example):
+    return Row(example["prompt"], str(example["reference"]), language=example.get("language", "absent") or "zh")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "cut.json").write_text('[{"prompt": "a", "refer')
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    for name in ("cut.json", "cut.parquet"):
+        with pytest.raises(DataError, match=rf"{name} cannot be read as .*\.jsonl file, which may mix them"):
+            load_rows(SourceConfig(dataset=str(tmp_path / name)))
+    with pytest.raises(DataError, match=r"list\.jsonl, line 1 is a list\. Each line must be a JSON object"):
+        load_rows(SourceConfig(dataset=write(tmp_path / "list.jsonl", [{"prompt": "a", "reference": "1"}])))
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é?", "reference": "1"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.jsonl, line 1 is no JSON: 'utf-8' codec"):
+        load_rows(SourceConfig(dataset=str(tmp_path / "latin.jsonl")))
+
+
 def test_row_function_may_return_rows_columns_or_nothing(numbers):
     rows = load_rows(SourceConfig(dataset=numbers, row_function=f"{__name__}.skip_odd"))
     assert len(rows["train"]) + len(rows["test"]) == 100

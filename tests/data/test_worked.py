@@ -51,6 +51,20 @@ def write(path: Path, **columns: Any) -> str:
     return str(path)
 
 
+def test_rows_may_differ_in_columns_and_types(tmp_path: Path) -> None:
+    common = {"prompt": "1 + 1?", "reasoning": "why", "answer": "2"}
+    rows = [common | {"reference": 2, "original": None}, common | {"reference": "4/2", "original": {"reasoning": "r"}}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, common | {"reference": 2.5, "group": "t"}]))
+    found = list(load_worked(str(path)))
+    assert [one.row.reference for one in found] == ["2", "4/2", "2.5"]
+    assert [one.group for one in found] == [None, None, "t"]
+    cut = tmp_path / "cut.json"
+    cut.write_text('[{"prompt": "1 + 1')
+    with pytest.raises(DataError, match=r"cut\.json cannot be read as json"):
+        list(load_worked(str(cut)))
+
+
 def test_what_is_no_solution_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with pytest.raises(DataError, match=r"a\.jsonl, row 0: A trace has no reference"):

@@ -204,6 +204,13 @@ def test_starting_anew_puts_reviewed_rows_aside(tmp_path: Path) -> None:
     run(*options, "--overwrite", "true")
     assert read_rows(tmp_path / "run" / "cold_start.jsonl")[0]["review"]["status"] == "pending"
     assert read_rows(tmp_path / "run" / "cold_start.reviewed.jsonl") == rows
+    # A later review does not take the place of an earlier one.
+    for number in (2, 3):
+        rows[0]["review"]["note"] = f"review {number}"
+        write_rows(tmp_path / "run" / "cold_start.jsonl", rows)
+        run(*options, "--overwrite", "true")
+        assert read_rows(tmp_path / "run" / f"cold_start.reviewed-{number}.jsonl") == rows
+    assert read_rows(tmp_path / "run" / "cold_start.reviewed.jsonl")[0]["review"]["note"] == ""
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any
 
 from trl_r1.behaviours import words
 from trl_r1.data.cold_start_prompts import Example, asking
+from trl_r1.data.cold_start_requests import ASKED, asked_digest, requests_to_store
 from trl_r1.data.cold_start_rows import (
     ColdStartRow,
     merge_reviewed,
@@ -136,7 +137,7 @@ class ColdStartBuilder:
         return self.folder / ROWS_FILE
 
     def sample(self, source: SampledSource, rows: Sequence[Row]) -> None:
-        """Sample a source and judge what it writes. Only what no store holds yet is sampled.
+        """Sample a source and judge what it writes. Only what no store holds yet, asked the same way, is sampled.
 
         Args:
             source ([`SampledSource`]): Who writes, asked how.
@@ -274,15 +275,23 @@ class ColdStartBuilder:
         kept: dict[str, Any],
         judge: Callable[[Sample], dict[str, Any]],
     ) -> dict[str, list[StoredSample]]:
-        """Sample this process' share of some requests into a store, and return what all processes have sampled."""
-        folder, share = self.folder / "samples" / name, list(process_share(requests))
+        """Sample this process' share of some requests into a store, and return what all processes have sampled, by key."""
+        folder = self.folder / "samples" / name
         with SampleStore(folder, kept) as store:
+            stored = requests_to_store(requests, store)
+            keys = {request.key: key for key, request in stored.items()}
+            asked = {request.key: asked_digest(request.prompt) for request in stored.values()}
+
+            def facts(sample: Sample) -> dict[str, Any]:
+                return judge(replace(sample, key=keys[sample.key])) | {ASKED: asked[sample.key]}
+
+            share = list(process_share(stored.values()))
             done = sum(len(store.done.get(one.key, ())) for one in share)
             with SampleProgress(sum(one.n for one in share), done, title=name) as progress:
-                sample_into_store(sampler, share, settings, store, facts=judge, progress=progress)
-        while process_place()[1] > 1 and any(True for _ in SampleStore(folder).remaining(requests)):
+                sample_into_store(sampler, share, settings, store, facts=facts, progress=progress)
+        while process_place()[1] > 1 and any(True for _ in SampleStore(folder).remaining(stored.values())):
             time.sleep(_POLL_SECONDS)
-        return SampleStore(folder).groups()
+        return {keys[key]: group for key, group in SampleStore(folder).groups().items() if key in keys}
 
     # How a trace is judged
 

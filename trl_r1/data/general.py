@@ -8,6 +8,7 @@ it is and the prompts (`general_answer.jinja`, `general_thinking.jinja`) are our
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,10 @@ from trl_r1.prompts import FORMS, THINK_OPEN, language_name, r1_completion, temp
 from trl_r1.responses import THINK_CLOSE, parse
 from trl_r1.rows import Completion, Row
 
-GREETING = "greeting"
-KINDS = ("writing", "factual_qa", "self_cognition", "translation", GREETING)
+logger = logging.getLogger(__name__)
+
+GREETING, TRANSLATION = "greeting", "translation"
+KINDS = ("writing", "factual_qa", "self_cognition", TRANSLATION, GREETING)
 UNKNOWN = "unknown"
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -63,7 +66,7 @@ class GeneralTask:
     @property
     def question(self) -> str:
         """What the user says in the row made of it."""
-        if self.kind != "translation":
+        if self.kind != TRANSLATION:
             return self.prompt
         return _TRANSLATE.get(self.language, "Translate into {language}:\n{text}").format(
             language=language_name(self.language), text=self.prompt
@@ -335,27 +338,46 @@ def tasks_from_rows(
     """Turn the rows of any data set ([`~trl_r1.data.sources.load_rows`]) into general tasks.
 
     Args:
-        rows (`Iterable[Row]`): A row's `reference` is its answer, if it has one.
+        rows (`Iterable[Row]`): A row's `reference` is its answer, if it has one. Of rows with the same `id`, which is the
+            same question, the first counts; how many others there were is logged.
         kind (`str`): One of [`KINDS`]; a greeting among them is recognised as one.
         source (`str`): Name of the data set.
         license (`str`, defaults to `"unknown"`): Its licence, a Hub id.
-        language (`str`, *optional*): Of the answers, where a row names none; the prompt's when not given.
+        language (`str`, *optional*): Of the answers, where a row names none; the prompt's when not given. Translations need
+            it: theirs is another one than the prompt's.
 
     Returns:
         `Iterator[GeneralTask]`
 
     Raises:
-        [`DataError`]: A prompt of several turns.
+        [`DataError`]: A prompt of several turns; a translation whose language nobody names.
     """
+    seen: set[str] = set()
+    repeats = 0
     for number, row in enumerate(rows):
         if not isinstance(row.prompt, str) and (len(row.prompt) != 1 or row.prompt[0]["role"] != "user"):
             raise DataError(
                 f"Row {number} of {source!r} has {len(row.prompt)} messages: general rows are single turns."
             )
         prompt = row.prompt if isinstance(row.prompt, str) else row.prompt[0]["content"]
-        code = row.language or language or detect_language(prompt) or UNKNOWN
-        named = GREETING if kind != "translation" and is_simple(prompt) else kind
-        yield GeneralTask(row.id or f"{source}/{number}", named, prompt, code, row.reference or None, license, source)
+        code = row.language or language
+        if kind == TRANSLATION and code is None:
+            raise DataError(
+                f"Row {number} of {source!r} is to be translated, but neither the row nor `language` (None) says into which "
+                f"language. Give an ISO 639-1 code: tasks_from_rows(…, {kind!r}, {source!r}, language='de')."
+            )
+        key = row.id or f"{source}/{number}"
+        if kind == TRANSLATION:
+            key = f"{key}/{code}"  # the same text into two languages is two tasks
+        if key in seen:
+            repeats += 1
+            continue
+        seen.add(key)
+        code = code or detect_language(prompt) or UNKNOWN
+        named = GREETING if kind != TRANSLATION and is_simple(prompt) else kind
+        yield GeneralTask(key, named, prompt, code, row.reference or None, license, source)
+    if repeats:
+        logger.warning("%d rows of %r ask a question again and are left out.", repeats, source)
 
 
 def nano_general_rows(count: int, seed: int = 0, form: str = "answer") -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from trl_r1.data.files import BUILDERS, JsonLines, open_file, why
 from trl_r1.data.mapping import FIELDS, row_from_example
 from trl_r1.exceptions import ConfigurationError, DataError, unknown
 from trl_r1.rows import DOMAINS, Prompt, Row
@@ -32,7 +33,6 @@ NANO_TRAIN_ROWS, NANO_TEST_ROWS = 4096, 512
 GYM = "gym"
 # Entry i of a reasoning-gym task is drawn from seed + i: splits and seeds lie too far apart to meet.
 _GYM_TEST_SEED, _GYM_SEED = 500_000_003, 1_000_000_007
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 @dataclass
@@ -304,23 +304,24 @@ def _gym_rows(config: SourceConfig) -> tuple[list[Row], list[Row]]:
     return splits[0], splits[1]
 
 
-def _read(config: SourceConfig) -> Mapping[str, Dataset]:
+def _read(config: SourceConfig) -> Mapping[str, Dataset | JsonLines]:
     """Read the source's splits."""
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    from datasets import Dataset, load_dataset, load_from_disk
 
     source = config.dataset
     files = dict(source) if isinstance(source, Mapping) else None
-    if isinstance(source, str) and Path(source).suffix in _BUILDERS:
+    if isinstance(source, str) and Path(source).suffix in BUILDERS:
         files = {config.train_split: source}
     if files is not None:
         missing = [str(path) for path in files.values() if not Path(str(path)).is_file()]
         if missing:
             raise DataError(f"No such file: {', '.join(missing)}. Looked from {Path.cwd()}.")
         kinds = {Path(str(path)).suffix for path in files.values()}
-        if len(kinds) != 1 or not kinds <= set(_BUILDERS):
-            raise unknown("kind of data file", ", ".join(sorted(kinds)), _BUILDERS, "All splits must be of one kind.")
-        loaded = load_dataset(_BUILDERS[kinds.pop()], data_files={k: str(v) for k, v in files.items()})
-    elif Path(str(source), "dataset_dict.json").is_file() or Path(str(source), "state.json").is_file():
+        if len(kinds) != 1 or not kinds <= set(BUILDERS):
+            raise unknown("kind of data file", ", ".join(sorted(kinds)), BUILDERS, "All splits must be of one kind.")
+        splits: Mapping[str, Dataset | JsonLines] = {name: open_file(str(path)) for name, path in files.items()}
+        return _with_train(splits, config)
+    if Path(str(source), "dataset_dict.json").is_file() or Path(str(source), "state.json").is_file():
         loaded = load_from_disk(str(source))
     else:
         try:
@@ -328,12 +329,16 @@ def _read(config: SourceConfig) -> Mapping[str, Dataset]:
         except Exception as error:  # the Hub's client raises a dozen unrelated kinds
             raise DataError(
                 f"Data set {source!r} (configuration {config.dataset_config!r}) cannot be loaded: "
-                f"{type(error).__name__}: {error}. Give a Hub id, a file ending in {', '.join(_BUILDERS)}, or nano:<task>."
+                f"{why(error)}. Give a Hub id, a file ending in {', '.join(BUILDERS)}, or nano:<task>."
             ) from error
-    splits = DatasetDict({config.train_split: loaded}) if isinstance(loaded, Dataset) else loaded
+    return _with_train({config.train_split: loaded} if isinstance(loaded, Dataset) else loaded, config)
+
+
+def _with_train(splits: Mapping[str, Dataset | JsonLines], config: SourceConfig) -> Mapping[str, Dataset | JsonLines]:
+    """Refuse splits without the one to train on."""
     if config.train_split not in splits:
         raise DataError(
-            f"Data set {source!r} has no split {config.train_split!r}. Splits: {', '.join(map(str, splits))}. Set "
+            f"Data set {config.dataset!r} has no split {config.train_split!r}. Splits: {', '.join(map(str, splits))}. Set "
             "train_split."
         )
     return splits
@@ -350,7 +355,7 @@ def _test_name(config: SourceConfig, splits: Mapping[str, Any]) -> str | None:
     return None if name == config.train_split else name
 
 
-def _rows(examples: Dataset, config: SourceConfig) -> list[Row]:
+def _rows(examples: Dataset | JsonLines, config: SourceConfig) -> list[Row]:
     """Turn the examples of one split into rows."""
     if config.row_function is not None:
         function = _import(config.row_function)

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from trl_r1.data import sources
+from trl_r1.data.files import BUILDERS, JsonLines
 from trl_r1.data.sources import NANO_TEST_ROWS, SourceConfig
 from trl_r1.exceptions import DataError
 from trl_r1.rows import Row
@@ -58,7 +59,7 @@ def load_split(config: SourceConfig, split: str = "test") -> list[Row]:
     return rows[: config.max_test_rows]
 
 
-def _read(config: SourceConfig, split: str) -> Dataset:
+def _read(config: SourceConfig, split: str) -> Dataset | JsonLines:
     """Read one split, from the Hub only that one: some carry training splits a hundred times as large."""
     from datasets import load_dataset
 
@@ -69,14 +70,14 @@ def _read(config: SourceConfig, split: str) -> Dataset:
         return sources._read(replace(config, train_split=split))[split]
     try:
         if source.startswith(HUB_FILE):
-            kind = sources._BUILDERS.get(PurePosixPath(source).suffix, "json")
+            kind = BUILDERS.get(PurePosixPath(source).suffix, "json")
             return load_dataset(kind, data_files=source, split="train")
         return load_dataset(source, config.dataset_config, split=split)
     except Exception as error:  # the Hub's client raises a dozen unrelated kinds
         raise DataError(
             f"Data set {source!r} (configuration {config.dataset_config!r}, split {split!r}) cannot be loaded: "
             f"{type(error).__name__}: {str(error)[:300]}. Where the Hub cannot be reached, give a local file ending in "
-            f"{', '.join(sources._BUILDERS)}."
+            f"{', '.join(BUILDERS)}."
         ) from error
 
 
@@ -84,4 +85,4 @@ def _is_local(source: str) -> bool:
     """Whether a source is a file or a folder here; a missing file is one too, so that it is called missing."""
     if source.startswith(HUB_FILE):
         return False
-    return Path(source).suffix in sources._BUILDERS or Path(source).is_dir()
+    return Path(source).suffix in BUILDERS or Path(source).is_dir()

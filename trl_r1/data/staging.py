@@ -234,7 +234,7 @@ def _rows(job: StageJob, counts: Counter[str]) -> Iterator[dict[str, Any]]:
         if reason is not None:
             counts[reason] += 1
             continue
-        for number, trace in enumerate(read_traces([example], config, source.answer_form)):
+        for number, trace in enumerate(read_traces([example], config, source.answer_form, source.domain)):
             row = _row(trace, source, job.prompts, number if candidates is not None else None)
             if source.only_domains and row["domain"] not in source.only_domains:
                 counts["other domain"] += 1
@@ -266,7 +266,7 @@ def _outside(source: MixtureSource, example: Mapping[str, Any], full: int | None
 def _row(trace: Mapping[str, Any], source: MixtureSource, prompts: str, candidate: int | None) -> dict[str, Any]:
     prompt = _prompt(trace["prompt"], prompts, source.name)
     text = prompt_text(prompt)
-    domain = trace.get("domain") or source.domain or "math"
+    domain = trace["domain"] or "math"
     if domain not in DOMAINS:
         raise unknown(f"domain of a row of source {source.name!r}", domain, DOMAINS)
     key = str(trace.get("id") or f"q-{_digest(question_key(prompt))}")

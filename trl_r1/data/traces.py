@@ -4,12 +4,13 @@ A row is read from the first of these that it has (`columns` gives other names):
 
 | columns | what becomes the target |
 |---|---|
+| `messages` | the last message, of the assistant, with its `reasoning_content` if there is one; those before are the prompt |
+| `prompt`, `candidates` | each accepted candidate, of a rejection-sampling record |
 | `prompt`, `completion` | the completion as it is, text or messages; `<think>` included |
 | `prompt`, `reasoning`, `answer`, (`summary`) | R1-Zero's tags (`answer_form: answer`) or R1's thinking and summary (`boxed`) |
 | `prompt`, `reasoning`, `summary` | thinking and summary |
-| `messages` | the last message, of the assistant, with its `reasoning_content` if there is one; those before are the prompt |
-| `prompt`, `candidates` | each accepted candidate, of a rejection-sampling record |
 
+Messages may be ShareGPT's (`from`, `value`), their contents lists of text parts ([`trl_r1.data.turns`]).
 So the output of `trl-r1 cold-start` (JSONL; rows that a reviewer dropped are left out) and of `trl-r1 rejection-sampling`
 (Parquet) is read as it is. Further columns are carried along: `id`, `domain`, `language`, `license`, `source`. A column that
 is missing or empty in a row does not count for it, so a file may hold several kinds.
@@ -26,8 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trl_r1.data.candidates import Candidate
+from trl_r1.data.files import BUILDERS, json_lines, open_file, why
 from trl_r1.data.nano_traces import DEFAULT_COUNT, DEFAULT_TASKS, nano_traces
 from trl_r1.data.sources import NANO, question_key
+from trl_r1.data.turns import read_completion, read_prompt, read_text, read_turns
 from trl_r1.exceptions import ConfigurationError, DataError, unknown
 from trl_r1.prompts import FORMS, THINK_OPEN, r1_completion
 from trl_r1.responses import THINK_CLOSE, completion_text
@@ -41,7 +44,6 @@ logger = logging.getLogger(__name__)
 FIELDS = ("prompt", "completion", "reasoning", "answer", "summary", "messages", "candidates")
 CARRIED = ("id", "domain", "language", "license", "source")
 WITHOUT_THINKING = ("refuse", "general", "allow")
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _NAMED = 5
 
 
@@ -163,7 +165,7 @@ def load_candidates(config: TraceConfig) -> Dataset:
 
 
 def read_traces(
-    examples: Iterable[Mapping[str, Any]], config: TraceConfig, form: str = "answer"
+    examples: Iterable[Mapping[str, Any]], config: TraceConfig, form: str = "answer", domain: str | None = None
 ) -> list[dict[str, Any]]:
     """Turn examples into rows of `prompt`, `completion` and the carried columns; see the module for what is read.
 
@@ -171,6 +173,7 @@ def read_traces(
         examples (`Iterable[Mapping]`): As loaded.
         config ([`TraceConfig`]): Names of the columns, and what is allowed.
         form (`str`, defaults to `"answer"`): See [`load_traces`].
+        domain (`str`, *optional*): Domain of examples that name none.
 
     Raises:
         [`DataError`]: See [`load_traces`].
@@ -188,13 +191,14 @@ def read_traces(
             left_out["rows that a reviewer dropped"] += 1
             continue
         values = {name: example.get(named.get(name, name)) for name in FIELDS + CARRIED}
-        prompt, completions = _targets(values, form, index, sorted(example), config.max_per_prompt)
+        prompt, completions = _targets(values, named, form, index, sorted(example), config.max_per_prompt)
         if not completions:
             left_out["records without an accepted candidate"] += 1
         for completion in completions:
             row: dict[str, Any] = {"prompt": prompt, "completion": completion}
             row |= {name: None if values[name] is None else str(values[name]) for name in CARRIED}
             row["license"] = row["license"] or config.traces_license
+            row["domain"] = row["domain"] or domain
             if _may_train(completion, row["domain"], config):
                 rows.append(row)
             else:
@@ -231,19 +235,20 @@ def read_examples(config: TraceConfig) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"No such file: {source}. Looked from {Path.cwd()}.")
     if path.suffix == ".jsonl":
         # Read here: rows of one file may differ in their columns and in the types within.
-        yield from _limited(_json_lines(path), config.max_traces)
+        yield from _limited(json_lines(path), config.max_traces)
+        return
+    if path.is_file():
+        yield from _limited(open_file(path), config.max_traces)
         return
     try:
-        if path.is_file():
-            loaded = load_dataset(_BUILDERS[path.suffix], data_files={config.traces_split: source})
-        elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = load_from_disk(source)
         else:
             loaded = load_dataset(source, config.traces_config)
     except Exception as error:  # the Hub's client raises a dozen unrelated kinds
         raise DataError(
-            f"Traces {source!r} (configuration {config.traces_config!r}) cannot be loaded: {type(error).__name__}: {error}. "
-            f"Give a Hub id, a folder, or a file ending in {', '.join(_BUILDERS)}."
+            f"Traces {source!r} (configuration {config.traces_config!r}) cannot be loaded: {why(error)}. Give a Hub "
+            f"id, a folder, or a file ending in {', '.join(BUILDERS)}."
         ) from error
     if isinstance(loaded, DatasetDict):
         if config.traces_split not in loaded:
@@ -294,27 +299,26 @@ def licenses(traces: Dataset) -> dict[str, int]:
 
 
 def _targets(
-    values: Mapping[str, Any], form: str, index: int, available: list[str], most: int | None
+    values: Mapping[str, Any], named: Mapping[str, str], form: str, index: int, available: list[str], most: int | None
 ) -> tuple[Prompt, list[str]]:
     """The prompt of an example and its targets: one, or one for each accepted candidate."""
-    prompt = values["prompt"]
+    columns = {name: named.get(name, name) for name in FIELDS}
     if values["messages"]:
-        prompt, completion = split_conversation(values["messages"], index)
-        prompt = prompt[0]["content"] if len(prompt) == 1 and prompt[0]["role"] == "user" else prompt
-        return prompt, [completion]
-    if not prompt:
+        turns, completion = split_conversation(values["messages"], index, columns["messages"])
+        return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns, [completion]
+    if not values["prompt"]:
         raise DataError(
             f"Row {index} has no prompt. It has the columns {', '.join(available)}; name them, e.g. traces_columns: "
-            "{prompt: problem, completion: generation}."
+            "{prompt: problem, completion: generation} or {messages: conversations}."
         )
-    if isinstance(prompt, list):
-        prompt = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+    prompt = read_prompt(values["prompt"], columns["prompt"], index)
     if values["candidates"] is not None:
         accepted = [Candidate.from_columns(one).full_text for one in values["candidates"] if one.get("accepted")]
         return prompt, accepted[:most]
     if values["completion"]:
-        return prompt, [completion_text(values["completion"])]
-    reasoning, answer, summary = (str(values[name] or "").strip() for name in ("reasoning", "answer", "summary"))
+        return prompt, [read_completion(values["completion"], columns["completion"], index)]
+    reasoning, summary = (read_text(values[name], columns[name], index) for name in ("reasoning", "summary"))
+    answer = read_text(values["answer"], columns["answer"], index, numbers=True)
     if not (answer or summary):
         raise DataError(
             f"Row {index} has no target: neither completion, nor messages, nor reasoning with an answer or a summary. It has "
@@ -323,33 +327,31 @@ def _targets(
     return prompt, [compose(reasoning, answer, summary, form)]
 
 
-def split_conversation(messages: Sequence[Mapping[str, Any]], index: int) -> tuple[list[dict[str, str]], str]:
+def split_conversation(
+    messages: Sequence[Mapping[str, Any]], index: int, column: str = "messages"
+) -> tuple[list[dict[str, str]], str]:
     """Part a conversation into what the model is given and what it is to write: the last turn, the assistant's.
 
     Args:
-        messages (`Sequence[Mapping]`): The turns.
+        messages (`Sequence[Mapping]`): The turns, in any shape of [`~trl_r1.data.turns.read_turns`].
         index (`int`): The row's place, for messages.
+        column (`str`, defaults to `"messages"`): Its column, for messages.
 
     Returns:
         `tuple[list[dict], str]`: The turns before, with role and content alone, and the target as text, `reasoning_content`
         put back between thinking tags.
 
     Raises:
-        [`DataError`]: A conversation that does not end in an answer, or that calls tools.
+        [`DataError`]: A conversation that does not end in an answer, that calls tools or holds more than text.
     """
     if not messages:
-        raise DataError(f"Row {index}: `messages` is empty. Leave such rows out.")
-    *turns, last = messages
-    if last.get("role") != "assistant" or not turns:
+        raise DataError(f"Row {index}: `{column}` is empty. Leave such rows out.")
+    *turns, last = read_turns(messages, column, index)
+    if last["role"] != "assistant" or not turns:
         raise DataError(
-            f"Row {index}: the last of `messages` must be the assistant's, after a question. Got {dict(last)!r:.200}"
+            f"Row {index}: the last of `{column}` must be the assistant's, after a question. Got {last!r:.200}"
         )
-    for turn in messages:
-        if turn.get("tool_calls") or turn.get("role") == "tool":
-            raise DataError(
-                f"Row {index}: tools are neither rendered nor trained on here. Got {dict(turn)!r:.200}. Leave such rows out."
-            )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns], completion_text([dict(last)])
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns], completion_text([last])
 
 
 def compose(reasoning: str, answer: str = "", summary: str = "", form: str = "answer") -> str:
@@ -395,18 +397,6 @@ def _without_thinking(config: TraceConfig, thoughtless: list[str], total: int) -
 
 def _as_user(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
-
-
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{path}, line {number} is no JSON: {error}. A file cut short? Remove the line."
-                    ) from None
 
 
 def _limited(examples: Iterable[Mapping[str, Any]], most: int | None) -> Iterator[Mapping[str, Any]]:

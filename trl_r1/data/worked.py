@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_r1.data.files import BUILDERS, open_file, why
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.responses import completion_text, parse
 from trl_r1.rows import Completion, Row
@@ -161,18 +162,15 @@ def load_worked(
 def _examples(path: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    builder = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(Path(path).suffix)
-    if builder is not None and not Path(path).is_file():
-        raise DataError(f"No such file: {path}. Looked from {Path.cwd()}.")
+    if Path(path).suffix in BUILDERS:
+        yield from map(dict, open_file(path))
+        return
     try:
-        if builder is None:
-            data = load_dataset(path, config, split=split)
-        else:
-            data = load_dataset(builder, data_files=path, split="train")
+        data = load_dataset(path, config, split=split)
     except Exception as error:  # the Hub's client raises a dozen unrelated kinds
         raise DataError(
-            f"Traces {path!r} (configuration {config!r}, split {split!r}) cannot be loaded: {type(error).__name__}: "
-            f"{error}. Give a Hub id, a .jsonl, .json, .csv or .parquet file, or gym:<task>."
+            f"Traces {path!r} (configuration {config!r}, split {split!r}) cannot be loaded: {why(error)}. Give a Hub id, a "
+            f"file ending in {', '.join(BUILDERS)}, or gym:<task>."
         ) from error
     for example in data:
         yield dict(example)

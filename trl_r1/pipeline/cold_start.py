@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -281,12 +281,18 @@ def _prepare(folder: Path, overwrite: bool) -> None:
         return
     rows = folder / ROWS_FILE
     if any(map(was_reviewed, read_rows(rows))):
-        aside = folder / f"{rows.stem}.reviewed{rows.suffix}"
+        aside = _free_name(folder / f"{rows.stem}.reviewed{rows.suffix}")
         rows.replace(aside)
         logger.warning("Rows that were reviewed are kept in %s.", aside)
     rows.unlink(missing_ok=True)
     (folder / REPORT_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder / "samples", ignore_errors=True)
+
+
+def _free_name(path: Path) -> Path:
+    """Return the path, or the first of `….reviewed-2.jsonl`, `….reviewed-3.jsonl` … that no earlier review lies under."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return next(one for one in chain([path], numbered) if not one.exists())
 
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
