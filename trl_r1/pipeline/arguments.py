@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from trl_r1.data.question_mixture import WeightedSource, read_sources
 from trl_r1.data.sources import SourceConfig, as_mapping
 from trl_r1.exceptions import ConfigurationError
-from trl_r1.pipeline.configs import with_config_path
+from trl_r1.pipeline.configs import parse_options, with_config_path
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -202,13 +202,12 @@ def parse_reasoning_rl(args: list[str]) -> tuple[ReasoningRLArguments, R1GRPOCon
 
 
 def _parse(kind: type[Arguments], args: list[str]) -> tuple[Arguments, R1GRPOConfig, ModelConfig]:
-    from trl import ModelConfig, TrlParser
+    from trl import ModelConfig
 
     from trl_r1.trainers import R1GRPOConfig
 
     resolved = with_config_path(
         kind.stage, args, "nano_cpu", unless=("--dataset", "--datasets", "--model_name_or_path")
     )
-    types: Any = (kind, R1GRPOConfig, ModelConfig)
-    parsed: Any = TrlParser(types, prog=f"trl-r1 {kind.stage.replace('_', '-')}").parse_args_and_config(resolved)
+    parsed: Any = parse_options(kind.stage.replace("_", "-"), (kind, R1GRPOConfig, ModelConfig), resolved)
     return parsed

@@ -21,7 +21,7 @@ from trl_r1.data.worked import EquationFilter, WorkedSolution, load_worked
 from trl_r1.exceptions import ConfigurationError, DataError, unknown
 from trl_r1.generation.config import SamplerConfig, choose_backend, open_sampler
 from trl_r1.generation.requests import process_place
-from trl_r1.pipeline.configs import with_config_path
+from trl_r1.pipeline.configs import parse_options, with_config_path
 from trl_r1.pipeline.files import write_json
 from trl_r1.prompts import FORMS
 from trl_r1.rows import Row
@@ -132,11 +132,8 @@ def parse_cold_start(args: list[str]) -> tuple[ColdStartArguments, SamplerConfig
     Returns:
         `tuple`: Settings of the stage and of its sampler, for [`cold_start`].
     """
-    from trl import TrlParser
-
     resolved = with_config_path(STAGE, args, "nano_cpu", unless=("--sources", "--traces"))
-    parser = TrlParser((ColdStartArguments, SamplerConfig), prog="trl-r1 cold-start")  # type: ignore[arg-type]
-    parsed: Any = parser.parse_args_and_config(resolved)
+    parsed: Any = parse_options("cold-start", (ColdStartArguments, SamplerConfig), resolved)
     return parsed
 
 

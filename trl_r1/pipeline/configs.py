@@ -1,10 +1,13 @@
-"""Where the YAML configurations lie: in the repository's `recipes/configs`, or inside the installed package."""
+"""YAML configurations (in the repository's `recipes/configs`, or inside the installed package), and options over them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from trl_r1.exceptions import unknown
+from trl_r1.exceptions import ConfigurationError, TrlR1Error, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries a copy of recipes/configs as trl_r1/configs (see pyproject.toml); a checkout has the original.
@@ -69,3 +72,53 @@ def with_config_path(stage: str, args: list[str], default: str, unless: tuple[st
     if given & {option.replace("-", "_") for option in unless}:
         return args
     return ["--config", str(find_config(stage, default)), *args]
+
+
+def parse_options(command: str, types: Sequence[type], args: Sequence[str], *, usage: str = "") -> Any:
+    """Read a configuration and the options over it with TRL's parser; tell mistakes in a sentence, not a traceback.
+
+    Args:
+        command (`str`): The command's name, such as `"r1-zero"`.
+        types (`Sequence[type]`): Dataclasses of the settings.
+        args (`Sequence[str]`): Options, `--config FILE` among them ([`with_config_path`]).
+        usage (`str`, *optional*): What stands after the command in its usage.
+
+    Returns:
+        `tuple`: One instance of each type.
+
+    Raises:
+        [`ConfigurationError`]: For unknown options and settings, with those that are meant perhaps; for values that a
+            dataclass refuses; for a file that is no YAML mapping.
+    """
+    import yaml
+    from trl import TrlParser
+
+    kinds: Any = tuple(types)
+    parser = TrlParser(kinds, prog=f"trl-r1 {command} {usage}".strip())
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    try:
+        *parsed, in_file, given = parser.parse_args_and_config(
+            args, return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except TrlR1Error:
+        raise
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"The configuration of `trl-r1 {command}` is no YAML: {error}") from error
+    except ValueError as error:
+        fix = " Add `--use_cpu true --bf16 false` for a machine without such a GPU." if "bf16/gpu" in str(error) else ""
+        raise ConfigurationError(f"{error}{fix}") from error
+    if in_file or given:
+        raise ConfigurationError(_unknown_options([*in_file[::2]], "setting", command, options) if in_file else (
+            _unknown_options([one for one in given if one.startswith("-")] or given, "option", command, options)
+        ))  # fmt: skip
+    return tuple(parsed)
+
+
+def _unknown_options(names: Iterable[str], kind: str, command: str, options: Sequence[str]) -> str:
+    """Say which options are unknown, and which of the known ones look like them."""
+    told = []
+    for name in (one.partition("=")[0] for one in names):
+        close = get_close_matches(name, options, n=3)
+        shown = [one.removeprefix("--") if kind == "setting" else one for one in (name, *close)]
+        told.append(f"Unknown {kind} {shown[0]!r}" + (f" (do you mean {' or '.join(shown[1:])}?)" if close else ""))
+    return f"{', '.join(told)}. `trl-r1 {command} --help` lists what there is."

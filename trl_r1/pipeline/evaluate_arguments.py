@@ -11,7 +11,7 @@ from trl_r1.evaluation.budget import ANSWER_TOKENS
 from trl_r1.evaluation.protocol import MAX_TOKENS, PROTOCOLS, TEMPERATURE, TOP_P
 from trl_r1.exceptions import ConfigurationError, unknown
 from trl_r1.generation.config import SamplerConfig
-from trl_r1.pipeline.configs import with_config_path
+from trl_r1.pipeline.configs import parse_options, with_config_path
 
 STAGE = "evaluate"
 # Fields of a sampler that the protocol decides here, with the value that means "not set".
@@ -125,13 +125,9 @@ def parse_evaluate(args: Sequence[str]) -> EvaluateArguments:
     Returns:
         [`EvaluateArguments`]: For [`trl_r1.pipeline.evaluate.evaluate`].
     """
-    from trl import TrlParser
-
     given = list(args)
     if given and not given[0].startswith("-"):
         given = ["--model_name_or_path", given[0], *given[1:]]
     resolved = with_config_path(STAGE, given, "nano_cpu", unless=("--benchmarks", "--model_name_or_path"))
-    types: Any = (EvaluateArguments,)
-    (parsed,) = TrlParser(types, prog="trl-r1 evaluate").parse_args_and_config(resolved)
-    arguments: EvaluateArguments = parsed
+    arguments: EvaluateArguments = parse_options("evaluate", (EvaluateArguments,), resolved)[0]
     return arguments

@@ -16,7 +16,7 @@ from trl_r1.data.duplicates import MinHash
 from trl_r1.data.mixture import WORK_FOLDER, MixtureConfig, clear, mix
 from trl_r1.data.staging import PROMPTS, MixtureSource
 from trl_r1.exceptions import ConfigurationError, unknown
-from trl_r1.pipeline.configs import with_config_path
+from trl_r1.pipeline.configs import parse_options, with_config_path
 from trl_r1.prompts import CHOICES, PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -111,11 +111,9 @@ def parse_mixture(args: list[str]) -> MixtureArguments:
     Returns:
         [`MixtureArguments`]: For [`mixture`].
     """
-    from trl import TrlParser
-
     resolved = with_config_path(STAGE, args, "nano_cpu", unless=("--sources",))
-    parsed: Any = TrlParser(MixtureArguments, prog="trl-r1 mixture").parse_args_and_config(resolved)  # type: ignore[arg-type]
-    return parsed[0]
+    arguments: MixtureArguments = parse_options("mixture", (MixtureArguments,), resolved)[0]
+    return arguments
 
 
 def run(args: list[str]) -> int:

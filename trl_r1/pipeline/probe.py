@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from trl_r1.data.sources import SourceConfig, load_rows
@@ -13,10 +16,12 @@ from trl_r1.evaluation.readiness import Readiness, assess
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.base import sample_all
 from trl_r1.generation.config import SamplerConfig, open_sampler
+from trl_r1.pipeline.configs import parse_options
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.preflight import resolve_model
 from trl_r1.rows import Row
 
+NANO = "nano"
 _NEXT = {
     "zero": "Start R1-Zero:",
     "filter": "Start R1-Zero with dynamic sampling, or filter the questions by pass rate first:",
@@ -74,9 +79,9 @@ def probe(arguments: ProbeArguments) -> Readiness:
     return found
 
 
-def render(found: Readiness, model: str, data: str) -> str:
+def render(found: Readiness, arguments: ProbeArguments) -> str:
     """What `trl-r1 probe` prints."""
-    measured = found.measured
+    measured, model, data = found.measured, arguments.model_name_or_path or NANO, _source(arguments)["dataset"]
     names = ["pass@1", f"pass@{measured['samples']}", "well_formed", "truncated", "groups_with_spread"]
     lines = [
         f"{model} on {data}: {measured['questions']} questions × {measured['samples']} samples, {measured['seconds']:.0f} s"
@@ -93,11 +98,31 @@ def render(found: Readiness, model: str, data: str) -> str:
         lines.append(f"  {'rollout of 512':22}{seconds:6.0f} s")
     lines += ["", *found.reasons, "", _NEXT[found.start]]
     if found.start in ("zero", "filter"):
-        options = " ".join(f"--{name} {str(value).lower()}" for name, value in found.settings.items())
-        lines.append(f"  trl-r1 r1-zero --model_name_or_path {model} --dataset {data} {options}")
+        lines.append(f"  {_command('r1-zero', arguments, found.settings)}")
     elif found.start == "cold_start":
-        lines.append(f"  trl-r1 cold-start --model_name_or_path {model} --dataset {data}")
+        lines.append(f"  {_command('cold-start', arguments, {})}")
     return "\n".join(lines)
+
+
+def _source(arguments: ProbeArguments) -> dict[str, Any]:
+    """The settings of the questions that are not the defaults."""
+    given = {one.name: getattr(arguments, one.name) for one in fields(SourceConfig)}
+    return {"dataset": given["dataset"]} | {
+        one.name: given[one.name] for one in fields(SourceConfig) if given[one.name] not in (one.default, {})
+    }
+
+
+def _command(stage: str, arguments: ProbeArguments, settings: Mapping[str, Any]) -> str:
+    """The command that starts a stage with this model and these questions."""
+    model = arguments.model_name_or_path or NANO
+    # nano learns at rates and lengths of its own.
+    options = {"config": "nano_cpu"} if model == NANO else {}
+    options |= {"model_name_or_path": model, **_source(arguments), **settings}
+    parts = ["trl-r1", stage]
+    for name, value in options.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        parts += [f"--{name}", shlex.quote(text)]
+    return " ".join(parts)
 
 
 def run_probe(args: list[str]) -> dict[str, Any]:
@@ -109,18 +134,14 @@ def run_probe(args: list[str]) -> dict[str, Any]:
     Returns:
         `dict`: [`Readiness.asdict`].
     """
-    from trl import TrlParser
-
     named = ["--model_name_or_path", "--dataset"]
     places = []
     while args and not args[0].startswith("-") and named:
         places += [named.pop(0), args[0]]
         args = args[1:]
-    types: Any = (ProbeArguments,)
-    parsed: Any = TrlParser(types, prog="trl-r1 probe MODEL DATA").parse_args_and_config([*places, *args])
-    arguments: ProbeArguments = parsed[0]
+    arguments: ProbeArguments = parse_options("probe", (ProbeArguments,), [*places, *args], usage="MODEL DATA")[0]
     found = probe(arguments)
-    print(render(found, str(arguments.model_name_or_path), str(arguments.dataset)))
+    print(render(found, arguments))
     if arguments.out:
         print(f"\nWritten to {write_json(arguments.out, found.asdict())}")
     return found.asdict()

@@ -21,7 +21,7 @@ from trl_r1.exceptions import ConfigurationError, unknown
 from trl_r1.generation.base import Sampler
 from trl_r1.generation.config import SamplerConfig, choose_backend, open_sampler
 from trl_r1.generation.requests import process_place, wait_for_everyone
-from trl_r1.pipeline.configs import with_config_path
+from trl_r1.pipeline.configs import parse_options, with_config_path
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.lineage import lineage
 from trl_r1.pipeline.preflight import resolve_model
@@ -101,11 +101,8 @@ def parse_rejection_sampling(args: list[str]) -> tuple[RejectionSamplingArgument
     Returns:
         `tuple`: Settings of the stage and of its sampler, for [`rejection_sampling`].
     """
-    from trl import TrlParser
-
     resolved = with_config_path(STAGE, args, "nano_cpu", unless=("--dataset", "--model_name_or_path"))
-    parser = TrlParser((RejectionSamplingArguments, SamplerConfig), prog="trl-r1 rejection-sampling")  # type: ignore[arg-type]
-    parsed: Any = parser.parse_args_and_config(resolved)
+    parsed: Any = parse_options("rejection-sampling", (RejectionSamplingArguments, SamplerConfig), resolved)
     return parsed
 
 

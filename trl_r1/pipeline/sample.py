@@ -18,7 +18,7 @@ from trl_r1.generation.config import SamplerConfig, open_sampler
 from trl_r1.generation.progress import SampleProgress
 from trl_r1.generation.requests import process_place, process_share, wait_for_everyone
 from trl_r1.generation.shards import SampleStore, store_settings
-from trl_r1.pipeline.configs import with_config_path
+from trl_r1.pipeline.configs import parse_options, with_config_path
 from trl_r1.pipeline.files import write_json
 from trl_r1.pipeline.verdicts import StreamVerifier
 from trl_r1.rows import Row
@@ -58,13 +58,9 @@ def parse_sample(args: list[str]) -> SampleArguments:
     Args:
         args (`list[str]`): Command-line arguments. Without a model, `nano` samples.
     """
-    from trl import TrlParser
-
     if "--config" in args or any(arg.startswith("--config=") for arg in args):
         args = with_config_path(STAGE, args, "", unless=())
-    types: Any = (SampleArguments,)
-    parsed: Any = TrlParser(types, prog="trl-r1 sample").parse_args_and_config(args)
-    arguments: SampleArguments = parsed[0]
+    arguments: SampleArguments = parse_options("sample", (SampleArguments,), args)[0]
     return arguments
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from trl_r1.data.sources import SourceConfig
 from trl_r1.data.traces import TraceConfig
 from trl_r1.exceptions import ConfigurationError, unknown
-from trl_r1.pipeline.configs import with_config_path
+from trl_r1.pipeline.configs import parse_options, with_config_path
 from trl_r1.pipeline.lineage import BASE
 
 if TYPE_CHECKING:
@@ -125,11 +125,11 @@ def parse_sft(args: list[str]) -> tuple[SFTArguments, R1SFTConfig, ModelConfig]:
 
 def parse_stage(kind: type[Arguments], args: list[str]) -> tuple[Arguments, R1SFTConfig, ModelConfig]:
     """Read the settings of an SFT stage; see [`parse_sft`]."""
-    from trl import ModelConfig, TrlParser
+    from trl import ModelConfig
 
     from trl_r1.trainers.sft_config import R1DistillConfig, R1SFTConfig
 
     resolved = with_config_path(kind.stage, args, "nano_cpu", unless=("--model_name_or_path",))
-    types: Any = (kind, R1DistillConfig if kind.stage == "distill" else R1SFTConfig, ModelConfig)
-    parsed: Any = TrlParser(types, prog=f"trl-r1 {kind.stage}").parse_args_and_config(resolved)
+    config = R1DistillConfig if kind.stage == "distill" else R1SFTConfig
+    parsed: Any = parse_options(kind.stage, (kind, config, ModelConfig), resolved)
     return parsed
