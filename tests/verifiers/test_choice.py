@@ -45,6 +45,34 @@ def test_answers(answer, right):
     assert verify(answer, Row("", REFERENCE, domain="stem")).correct is right
 
 
+TEXTS = ["increase in pressure", "a decrease in entropy", "a rectangle", "Vitamin C"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("The answer is a decrease in entropy.", "B"),
+        ("the answer is a lower pH", None),
+        ("The answer is (D) Vitamin C.", "D"),
+        ("The answer is D, Vitamin C", "D"),
+        ("The answer is Vitamin C", "D"),
+        ("So the correct answer is: increase in pressure", "A"),
+        ("A\nincrease in pressure", "A"),
+        ("A\na rectangle", None),
+        ("The answer is (a).", "A"),
+        ("The answer is a.", "A"),
+        ("the answer is b", "B"),
+        ("The answer is D, a rectangle", None),
+        ("答案是 a rectangle", "C"),
+        ("The answer is A, not B", None),
+    ],
+)
+def test_letters_inside_of_texts_name_no_option(answer, letter):
+    for right in "ABCD":
+        row = Row("", json.dumps({"answer": right, "options": TEXTS}), domain="stem")
+        assert verify(answer, row).correct is (right == letter), right
+
+
 def test_options_are_compared_by_value_and_by_text():
     row = Row("", json.dumps({"answer": "D", "options": ["red", "blue", "a dog", "1,000"]}), domain="stem")
     assert verify("1000", row).correct

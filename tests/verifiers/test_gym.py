@@ -71,6 +71,29 @@ def test_trap_13_a_little_is_nothing():
     assert verify("junk", row).correct is False
 
 
+@pytest.mark.parametrize(
+    ("task", "wrong"),
+    [
+        ("complex_arithmetic", "nan"),
+        ("complex_arithmetic", "nan+nanj"),
+        ("complex_arithmetic", "NaN"),
+        ("gsm_symbolic", "-{}"),
+        ("gsm_symbolic", "{}/2"),
+        ("spell_backward", "{}qq"),
+        ("spell_backward", "{0}{0}"),
+        ("time_intervals", "{}x"),
+        ("time_intervals", "{} 1"),
+        ("fraction_simplification", "{}x"),
+        ("fraction_simplification", "{} 1"),
+    ],
+)
+def test_trap_13_scorers_that_miss_a_part_of_the_answer(task, wrong):
+    for row in rows(task, 20):
+        gold = gold_answer(row)
+        assert verify(gold, row).correct is True, gold
+        assert verify(wrong.format(gold), row).correct is False, gold
+
+
 @pytest.mark.parametrize("task", ["simple_integration", "polynomial_multiplication", "n_queens", "spiral_matrix",
                                   "string_insertion", "binary_matrix", "puzzle24", "countdown"])  # fmt: skip
 def test_trap_13_model_text_is_not_evaluated(task, tmp_path):

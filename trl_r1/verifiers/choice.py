@@ -15,13 +15,20 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_CHARACTERS = 2_000
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-# A letter alone, or a letter set off from the option's text that follows: "(B) blue", "B. blue", "B: blue".
+# A letter alone, or a letter set off from the option's text that follows: "(B) blue", "B. blue", "B, blue", on two lines.
 _LETTER = re.compile(r"\(?\[?\s*([A-Za-z])\s*\]?\)?\s*[.):：、]?", re.ASCII)
-_LETTER_AND_TEXT = re.compile(r"(?:\(([A-Z])\)|([A-Z])\s*[.):、])\s*(\S.*)", re.DOTALL)
-# Possessive, or the spaces behind "answer" would be shared out among three places in every possible way.
-_NAMED = re.compile(
-    r"(?:answer|option|choice|答案|选项?|选择)\s*+(?:(?:is|are|为|是)\s*+)?(?:[:：]\s*+)?\(?([A-Z])(?![A-Za-z])\)?",
+_LETTER_AND_TEXT = re.compile(r"(?:\(([A-Z])\)[:.,]?|([A-Z])[^\S\n]*[.):、,\n])\s*(\S.*)", re.DOTALL)
+# What may stand before an answer, which is an option's text rather than any letter in it: "The answer is Vitamin C".
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:(?:correct|right|final|best)\s+)?(?:answer|option|choice)"
+    r"\s*(?:is\s*:?|[:：])\s*|答案\s*(?:[为是]\s*[:：]?|[:：])\s*",
     re.I,
+)
+# Possessive, or the spaces behind "answer" would be shared out among three places in every possible way. A small letter
+# must stand in brackets or at the end: "the answer is a lower pH" names no option.
+_NAMED = re.compile(
+    r"(?i:answer|option|choice|答案|选项?|选择)\s*+(?:(?i:is|are|为|是)\s*+)?(?:[:：]\s*+)?"
+    r"(?:\(([A-Za-z])\)|([A-Z])(?![A-Za-z])|([a-z])(?=\W*\Z))"
 )
 _ALONE = re.compile(r"(?<![A-Za-z0-9'’])([A-Z])(?![A-Za-z0-9'’])")
 
@@ -63,7 +70,7 @@ def find_lenient(text: str, row: Row) -> str | None:
     """Return the last option that a text names by its letter, ignoring its form."""
     gold = _read(row.reference)
     allowed = LETTERS if isinstance(gold, str) or not gold[1] else LETTERS[: len(gold[1])]
-    named = boxes(text)[-1:] or _NAMED.findall(text)[-1:] or [x for x in _ALONE.findall(text) if x in allowed][-1:]
+    named = boxes(text)[-1:] or _named_letters(text)[-1:] or [x for x in _ALONE.findall(text) if x in allowed][-1:]
     return named[0] if named else None
 
 
@@ -90,6 +97,17 @@ def _chosen(answer: str, options: tuple[str, ...]) -> set[str]:
     """Return the letters that an answer may mean: several only for options of the same text, none if unclear."""
     text = tidy(_TEXT_COMMAND.sub(r"\1", answer))
     letters = LETTERS[: len(options)] if options else LETTERS
+    lead = _LEAD.match(text)
+    for whole in (text, text[lead.end() :]) if lead else (text,):
+        found = _chosen_outright(whole, options, letters)
+        if found is not None:
+            return found
+    named = _named(text, letters)
+    return named if len(named) == 1 else set()
+
+
+def _chosen_outright(text: str, options: tuple[str, ...], letters: str) -> set[str] | None:
+    """Return the options that a text is by its letter, its own text or both; `None` when it is a sentence around them."""
     match = _LETTER.fullmatch(text)
     if match:
         letter = match[1].upper()
@@ -105,15 +123,18 @@ def _chosen(answer: str, options: tuple[str, ...]) -> set[str]:
         if others:
             return {letter} & others
         return {letter} if not _named(rest, letters) - {letter} else set()
-    named = _named(text, letters)
-    return named if len(named) == 1 else set()
+    return None
 
 
 def _named(text: str, letters: str) -> set[str]:
     """Collect the options that a sentence names by letter; the words "A" and "I" are not letters."""
-    named = {letter.upper() for letter in _NAMED.findall(text)}
+    named = {letter.upper() for letter in _named_letters(text)}
     alone = set(_ALONE.findall(re.sub(r"\bA(?=\s+(?!or\b|and\b|is\b)[a-z])|\bI\b(?=\s+[a-z])", " ", text)))
     return {letter for letter in named | alone if letter in letters}
+
+
+def _named_letters(text: str) -> list[str]:
+    return ["".join(groups) for groups in _NAMED.findall(text)]
 
 
 def _by_text(text: str, options: tuple[str, ...]) -> set[str]:

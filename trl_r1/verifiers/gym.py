@@ -20,6 +20,7 @@ from trl_r1.responses import boxes
 from trl_r1.rows import Row, Verdict, structured_reference
 from trl_r1.verifiers import expression
 from trl_r1.verifiers.bounds import MAX_DIGITS, DeadlineExceeded, deadline, digits
+from trl_r1.verifiers.numbers import read_number
 
 # The longest gold answers are boards and lists of a few thousand characters.
 MAX_CHARACTERS = 20_000
@@ -41,6 +42,15 @@ _EXPRESSIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 _ONE_ANSWER = frozenset(
     {"fraction_simplification", "gsm_symbolic", "knights_knaves", "letter_jumble", "polynomial_equations"}
 )
+# Scorers that look no further than what they search for, so that more may stand around it: what the whole answer must be.
+_WHOLE = {
+    "fraction_simplification": re.compile(
+        r"\$?\s*(?:\\d?frac\s*\{-?[0-9]+\}\s*\{[0-9]+\}|-?[0-9]+\s*/\s*[0-9]+)\s*\$?"
+    ),
+    "time_intervals": re.compile(r"-?[0-9]+\s*(?:days?(?:,\s*[0-9:.]+)?)?|[0-9:.]+", re.IGNORECASE),
+}
+# A distance to one of these is no number either, which some scorers take for none at all.
+_NOT_FINITE = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-ik-z])", re.IGNORECASE)
 # Scorers that `eval` what is not the expected text, for a part of the score: plain words and numbers evaluate to nothing.
 _EVALUATED = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"})
 _PLAIN = re.compile(r"[A-Za-z0-9_.\s-]*")
@@ -215,10 +225,22 @@ def _refuse(text: str, task: str, entry: dict[str, Any]) -> str | None:
     """Say why an answer must not reach the task's scorer, or is wrong by rules that the scorer lacks."""
     if _HUGE.search(text):
         return "too large a number"
+    gold = str(entry["answer"])
+    if _NOT_FINITE.search(text) and not _NOT_FINITE.search(gold):
+        return "not a number"
+    if task == "spell_backward" and text.casefold() != gold.casefold():
+        # The scorer adds up shares of letters, which by rounding may come to all of them for a word that goes on.
+        return f"{text[:40]} is not {gold}"
+    if task == "gsm_symbolic" and (number := read_number(gold)) is not None:
+        # The scorer sees neither the sign nor what stands behind the first number.
+        value = read_number(text)
+        return None if value is not None and number.equals(value) else f"{text[:40]} is not {gold}"
+    if task in _WHOLE and not _WHOLE[task].fullmatch(text):
+        return "more than the answer"
     if task == "coin_flip":
         # The scorer pays in full for the first digits of the probability: `0` for any.
-        value, gold = Fraction(text.replace(",", "")), Fraction(entry["answer"])
-        return None if abs(value - gold) <= abs(gold) / 100 else f"{text[:40]} is not near {entry['answer']}"
+        chance, right = Fraction(text.replace(",", "")), Fraction(entry["answer"])
+        return None if abs(chance - right) <= abs(right) / 100 else f"{text[:40]} is not near {gold}"
     if task in _EXPRESSIONS:
         reference = json.dumps(_EXPRESSIONS[task](_decode(entry["metadata"])))
         verdict = expression.verify(text, Row("", reference))
