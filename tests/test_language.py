@@ -70,6 +70,36 @@ def test_trap_12_thinking_cannot_hide_in_formulas_or_code(cover):
     assert language_share("so " + cover.format(chinese), "en") < 0.2
 
 
+@pytest.mark.parametrize(
+    ("hidden", "target"),
+    [
+        ("```\n先设未知数。再列方程。解得答案。最后检验。\n```", "en"),
+        ("`先设未知数。` `再列方程。` `解得答案。`", "en"),
+        ("$先设未知数$ $再列方程$ $解得答案$", "en"),
+        ("```\nFirst we set up. Then solve it.\nIt is done.\n```", "zh"),
+        ("`First set it.` `Then solve it.` `It is done.`", "zh"),
+        ("$First set it$ $Then solve it$ $It is done$", "zh"),
+        ("\\(First set it\\) \\(Then solve it\\) \\(It is done\\)", "zh"),
+    ],
+)
+def test_trap_12_sentences_do_not_hide_in_formulas_and_code(hidden, target):
+    other = {"en": "ok fine", "zh": "好的"}[target]
+    assert language_share(f"{other} {hidden}", target) < 0.3
+    assert language_share(other, target) == 1.0
+
+
+def test_names_in_a_line_are_no_prose():
+    """Of eight functions that a Chinese text names, none is an English word; nor are a block's lines."""
+    names = " ".join(f"`{name}`" for name in ["len", "items", "count", "total", "index", "value", "first", "last"])
+    assert words_by_language(f"我们用 {names} 来计算") == {"zh": 6}
+    block = (
+        "```python\nimport os\nimport re\nimport sys\nimport json\nfor item in items:\n    if item in seen: break\n```"
+    )
+    assert words_by_language(f"我们用 {block} 来计算") == {"zh": 6}
+    formulas = r"$\frac{a}{b}$ 和 $\sin x + \cos y$ 和 $\text{area} = 3$ 和 $x \cdot y \leq z$"
+    assert words_by_language(f"我们用 {formulas} 来计算") == {"zh": 9}
+
+
 def test_code_is_not_taken_for_prose():
     code = "```python\nreturn x if y is not None else [n for n in range(10) if n in seen and n not in done]\n```"
     assert strip_maths_and_code(code).split() == []

@@ -52,9 +52,14 @@ _SPANS = re.compile(
 _COMMAND = re.compile(r"\\[A-Za-z]+|</?(?:think|answer)>")
 # Eight words in a row are prose, whatever stands around them: thinking cannot hide in a formula or a code block.
 _PROSE_WORD = r"(?:[^\W\d_]{2,}|[aI])"
+# Between words stand what stands in a line, or the end of a sentence; a line's end alone is code's.
 _PROSE = re.compile(
-    rf"[{_HAN}](?:[，、,]?[{_HAN}]){{7,}}|(?<![^\W\d_])(?:{_PROSE_WORD}[ ,'’]{{1,3}}){{7,}}{_PROSE_WORD}(?![^\W\d_])"
+    rf"[{_HAN}](?:[，、,。；;：:！!？?]?\s?[{_HAN}]){{7,}}"
+    rf"|(?<![^\W\d_])(?:{_PROSE_WORD}(?:[ ,'’]{{1,3}}|[.!?][ \n]{{1,2}})){{7,}}{_PROSE_WORD}(?![^\W\d_])"
 )
+# What a span in a line holds of prose: two words at least. Sentences could be spread over many spans, so that none has eight.
+_INLINE_PROSE = re.compile(rf"[{_HAN}]{{2,}}|(?<![^\W\d_])(?:{_PROSE_WORD}[ ,'’]{{1,3}})+{_PROSE_WORD}(?![^\W\d_])")
+_INLINE_WORDS = 8
 
 
 def strip_maths_and_code(text: str) -> str:
@@ -76,11 +81,20 @@ def strip_maths_and_code(text: str) -> str:
     """
     # A lone surrogate is no character, and lingua refuses it.
     text = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode("utf-8"))
-    return _COMMAND.sub(" ", _SPANS.sub(_prose_inside, text))
+    hidden = [" ".join(_inline_prose(span)) for span in _SPANS.finditer(text)]
+    spread = sum(1 for one in hidden for _ in _WORD.finditer(one)) >= _INLINE_WORDS
+
+    def prose_inside(span: re.Match[str]) -> str:
+        found = _PROSE.findall(span.group()) or (_inline_prose(span) if spread else [])
+        return f" {' '.join(found)} "
+
+    return _COMMAND.sub(" ", _SPANS.sub(prose_inside, text))
 
 
-def _prose_inside(span: re.Match[str]) -> str:
-    return f" {' '.join(_PROSE.findall(span.group()))} "
+def _inline_prose(span: re.Match[str]) -> list[str]:
+    """Return the prose of a span inside of a line, one word being a name; none of a block, which is code's."""
+    content = span.group()
+    return [] if content.startswith(("```", "~~~")) else _INLINE_PROSE.findall(_COMMAND.sub(";", content))
 
 
 def words_by_language(text: str, languages: Iterable[str] = SCRIPT_LANGUAGES) -> dict[str, int]:
