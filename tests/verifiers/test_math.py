@@ -108,6 +108,57 @@ def test_table_of_cases(gold, answer, right):
     assert check(gold, answer) is right
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        *[("2", f"{word} 2") for word in ("minus", "negative", "not", "it is not", "half of", "twice", "isn't")],
+        *[("2", f"2 {words}") for words in ("and a half", "thousands", "millions", "dozens", "thirds", "fifths")],
+        ("3", "3 fifths"),
+        ("3", "3个半"),
+        ("3", "负3"),
+        ("5", "either $x$ or $5$"),
+        ("18", "18, i.e. 118 dollars"),
+        ("18", "18, or 180 dollars"),
+        ("5", "$x=5$, so the answer is $6$"),
+        ("5", "#### 5 #### 6"),
+    ],
+)
+def test_words_that_change_a_number_make_it_wrong(gold, answer):
+    assert check(gold, answer) is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("5", "The value of $x$ is $5$."),
+        ("\\frac{\\pi}{2}", "The value of $x$ is $\\frac{\\pi}{2}$."),
+        ("5", "$x=5$, so the answer is $5$"),
+        ("18", "18, i.e. 18 dollars"),
+        ("5", "#### 5"),
+        ("3.14", "\\approx 3.14"),
+        ("3.14", "≈ 3.14"),
+        ("\\emptyset", "\\varnothing"),
+        ("10", "\\boldsymbol{10}"),
+        ("10", "{\\bf 10}"),
+        ("10", "10\\\\"),
+        ("2.5", "It is 2.5 cups."),
+    ],
+)
+def test_ordinary_forms_are_right(gold, answer):
+    assert check(gold, answer) is True
+
+
+@pytest.mark.parametrize(
+    "gold",
+    ["5 million", "1 and 1/2", "x equals 3", "at least 5", "-2 and 2", "$x=2$ and $y=3$", "1 hour 30 minutes",
+     "July 4, 1990", "minus 2", "2 and a half"],
+)  # fmt: skip
+def test_gold_that_would_be_wrong_as_an_answer_is_unreadable(gold):
+    """Trap 4."""
+    assert "alone" in readable(Row("", gold))
+    assert check(gold, gold) is None
+
+
 @pytest.mark.parametrize("gold", ["", "  ", "A", "(B)", "\\text{(C)}", "\\text{Tuesday}", "east", "\\text{even}"])
 def test_unreadable_gold_is_none_never_zero(gold):
     """Trap 4."""

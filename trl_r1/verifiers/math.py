@@ -15,7 +15,7 @@ from typing import Any
 from trl_r1.responses import boxes, last_number
 from trl_r1.rows import Row, Verdict
 from trl_r1.verifiers.bounds import MAX_CHARACTERS, MAX_DIGITS, DeadlineExceeded, deadline, digits, too_complex
-from trl_r1.verifiers.numbers import FACTORS, PlainNumber, read_number, tidy
+from trl_r1.verifiers.numbers import CHANGED, FACTORS, PlainNumber, read_number, tidy
 
 # CPU seconds. Parsing and comparing an answer of MATH-500 takes 10 ms warm; one bad answer must not delay a step by
 # more than a second. Gold answers are read once and may take longer.
@@ -28,6 +28,11 @@ MAX_GOLD_WORDS = 6
 _SEGMENT = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.DOTALL
 )
+# A variable before what it is said to be, which is the answer: "the value of $x$ is $5$"; and inside: "$x = 5$".
+_VARIABLE = re.compile(
+    r"\$\s*[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s*\$(?=\s*(?:(?:is|equals?|must be)(?![A-Za-z])|[=为是]|等于))"
+)
+_VALUE_OF = re.compile(r"\A\s*[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s*=\s*(?=[^=]*\Z)")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z*]+\}|\\[A-Za-z]+")
 # Function names that people write without a backslash; LaTeX would read "pi" as p times i.
@@ -36,7 +41,7 @@ _BARE_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])")
 _NAMES = frozenset(_FUNCTIONS.split("|")) | frozenset(("sqrt", "mod", "gcd", "lcm", "max", "min", "deg", "det", "abs"))
 _UNICODE_MATH = {"π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "÷": "/", "√": r"\sqrt ", "≤": r"\le ",
                  "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "²": "^{2}", "³": "^{3}",
-                 "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ", "±": r"\pm "}  # fmt: skip
+                 "∅": r"\emptyset ", r"\varnothing": r"\emptyset ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ", "±": r"\pm "}  # fmt: skip
 
 
 # sympy imports and learns at the first use of each notation, which takes up to an answer's whole deadline: a right answer
@@ -143,6 +148,9 @@ def _read_gold(reference: str) -> tuple[PlainNumber | None, str] | str:
     without_text = re.sub(r"[\s(){}$.,]", "", _TEXT_COMMAND.sub("", text))
     if not without_text or (_prose(text) and not re.search(r"[0-9\\]", text)):
         return "words; use the verifier 'exact'"
+    if _single(text) != text:
+        # Then the very same words would be a wrong answer: "5 million", "x equals 3", "-2 and 2".
+        return "words around a number or a formula; give the number or the formula alone"
     _load_math_verify()
     expressions = _gold_expressions(text)
     if not expressions:
@@ -171,24 +179,38 @@ def _single(answer: str) -> str | None:
     if len(answer) > MAX_CHARACTERS:
         return answer
     text = _unbox(answer)
-    if text is None or read_number(text) is not None or not _prose(tidy(text)):
+    if text is None:
+        return None
+    text = _bare(text)
+    if read_number(text) is not None or not _prose(tidy(text)):
         return text
-    found = [next(filter(None, groups)) for groups in _SEGMENT.findall(text)]
+    found = [next(filter(None, groups)) for groups in _SEGMENT.findall(_VARIABLE.sub(" ", text))]
     if not found:
         after = re.split(r"(?<![<>!\\])=", text)[-1]
         found = [number for number in [last_number(after)] if number and _only_number(after, number)]
     values: dict[Any, str] = {}
     for item in found:
+        # "$x=5$, so the answer is $5$" says one thing.
+        item = _VALUE_OF.sub("", item)
         number = read_number(item)
         values[number.value if number else re.sub(r"\s", "", item)] = item
     return next(iter(values.values())) if len(values) == 1 else None
 
 
+def _bare(text: str) -> str:
+    """Take off what stands around an answer and says nothing: GSM8K's `####`, "about", bold type, a final line break."""
+    text = re.sub(r"^\s*#{2,}\s*|^\s*(?:\$\s*)?(?:\\approx|\\simeq|≈)(?![A-Za-z])(?=[^$]*\Z)|\\\\\s*\Z", "", text)
+    return re.sub(r"\\(?:boldsymbol|bm)\s*\{([^{}]*)\}|\{?\\bf(?:series)?(?![a-z])\s*([^{}]*)\}?", r"\1\2", text)
+
+
 def _only_number(text: str, number: str) -> bool:
     """Whether a sentence names no other number than this one, and this one whole ("72 million" or "A72" is not 72)."""
     before, _, after = text.replace("−", "-").rpartition(number)
-    part_of_a_name = re.search(r"[A-Za-z_]\Z", before) is not None
-    return re.search(r"[0-9]", before + after) is None and FACTORS.match(after) is None and not part_of_a_name
+    if re.search(r"[A-Za-z_]\Z", before) or CHANGED.search(before) or FACTORS.match(after):
+        return False
+    # It may be said twice: "18, i.e. 18 dollars".
+    others = re.sub(rf"(?<![0-9.,-]){re.escape(number)}(?![0-9]|[.,/][0-9])", "", before) + after
+    return re.search(r"[0-9]", others) is None
 
 
 def _prose(text: str) -> bool:

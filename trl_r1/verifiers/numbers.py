@@ -55,14 +55,21 @@ _NOT_UNITS = frozenset(
     re.split(
         r"\s+",
         """and or not to than over plus minus times thousand million billion trillion hundred dozen half halves third
-    thirds quarter quarters sqrt""",
+    thirds quarter quarters sqrt thousands millions billions trillions hundreds dozens fourth fourths fifth fifths sixth
+    sixths seventh sevenths eighth eighths ninth ninths tenth tenths""",
     )
 )
-# Words right behind a number that multiply it.
+# Words right behind a number that multiply or divide it, or add to it; and words right before one that do.
 FACTORS = re.compile(
-    r"\s*(?:hundred|thousand|million|billion|trillion|dozen|[十百万亿兆]|千(?![米克瓦卡赫])|分之)", re.IGNORECASE
+    r"\s*(?:hundred|thousand|million|billion|trillion|dozen|half|halves|third|quarter|fourth|(?:fif|six|seven|eigh|nin|ten)ths?\b"
+    r"|and\s+(?:a|one|two|three)\b|[十百万亿兆]|千(?![米克瓦卡赫])|分之|个?半|又)",
+    re.IGNORECASE,
 )
-_CHINESE_FACTORS = re.compile(r"^[十百万亿兆]|^千(?![米克瓦卡赫])|^分之|或|到|至")
+CHANGED = re.compile(
+    r"(?:\b(?:minus|negative|not|twice|double|half|third|quarter|(?:half|third|quarter) of)|n['’]t|[负非]|不是)\s*\Z",
+    re.IGNORECASE,
+)
+_CHINESE_FACTORS = re.compile(r"^[十百万亿兆]|^千(?![米克瓦卡赫])|^分之|^个?半|或|到|至|又")
 
 
 @dataclass(frozen=True)
