@@ -220,6 +220,46 @@ def test_a_test_file_that_cannot_run_is_nobodys_fault():
     assert judged("def f(x):\n    import no_such_package", UNIT)[0] is False
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "def run_checks():\n    assert f(3) == 9",
+        "if __name__ == '__main__':\n    assert f(3) == 9",
+        "async def test_a():\n    assert f(3) == 9",
+        "def test_a():\n    assert f(3) == 9\n    yield",
+        "def test_a(number):\n    assert f(number) == 9",
+        "class Checks:\n    def test_a(self): assert f(3) == 9",
+        "import unittest\nclass T(unittest.TestCase):\n    async def test_a(self): assert f(3) == 9",
+        "import unittest\nclass T(unittest.TestCase):\n    @unittest.skip('')\n    def test_a(self): assert f(3) == 9",
+        "for x in []: assert f(x) == 9",
+    ],
+)
+@pytest.mark.parametrize("answer", [GOOD, "x = 1"])
+def test_tests_of_which_none_runs_say_nothing(tests, answer):
+    assert judged(answer, {"unit_tests": tests})[0] is None
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "for x in range(3): assert f(x) == x * x",
+        "def run():\n    assert f(3) == 9\nrun()",
+        "def check(g):\n    assert g(3) == 9\ncheck(f)",
+        "if f(3) != 9: raise AssertionError('no')",
+        "def assert_equal(a, b):\n    if a != b: raise ValueError(a)\nassert_equal(f(3), 9)",
+    ],
+)
+def test_checks_outside_of_tests_count(tests):
+    assert judged(GOOD, {"unit_tests": tests})[0] is True
+    assert judged("def f(x): return 7", {"unit_tests": tests})[0] is False
+
+
+def test_the_function_under_test_may_be_called_the_entry_point():
+    reference = {"unit_tests": HUMAN_EVAL["unit_tests"], "entry_point": "f"}
+    assert judged(GOOD, reference)[0] is True
+    assert judged("x = 1", reference)[0] is False
+
+
 def test_methods_as_leetcode_has_them():
     answer = "class Solution:\n    def square(self, x): return x * x"
     assert judged(answer, {"function": "Solution.square", "cases": [[[3], 9]]})[0] is True
@@ -269,6 +309,7 @@ def test_cpp():
         ('{"function": "f", "cases": [[1, 2]]}', "arguments a list"),
         ('{"unit_tests": "def f(:"}', "not Python"),
         ('{"unit_tests": "f(1)"}', "asserts nothing"),
+        ('{"unit_tests": "def check(f):\\n    assert f(1)"}', "which nothing calls"),
         ('{"unit_tests": "assert f(1)", "language": "cpp"}', "for Python"),
         ('{"unit_tests": "assert f(1)", "language": "rust"}', "'rust'"),
         ('{"unit_tests": "assert f(1)", "time_limit": 0}', "positive"),
