@@ -1,10 +1,12 @@
 import ctypes
+import math
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from math import factorial
 from pathlib import Path
 
@@ -306,3 +308,17 @@ def test_no_worker_outlives_its_parent_nor_imports_its_script(tmp_path, how):
         assert parent.stdout.read() == ""
         assert gone(pid)
     assert parent.returncode == (0 if how == "leaves" else -signal.SIGKILL)
+
+
+def test_a_fork_that_ends_leaves_the_workers_alone():
+    with WorkerPool(1) as pool:
+        pool.start()
+        child = os.fork()
+        if child == 0:
+            try:
+                weakref.finalize._exitfunc()  # what atexit runs
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert pool.map(math.factorial, [4]) == [24]
+        assert pool.replaced == 0
