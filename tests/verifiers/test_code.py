@@ -260,6 +260,15 @@ def test_the_function_under_test_may_be_called_the_entry_point():
     assert judged("x = 1", reference)[0] is False
 
 
+def test_right_programs_may_write_as_much_as_is_expected():
+    numbers = list(range(250_000))
+    stdin = {"tests": [{"input": "250000", "output": "\n".join(map(str, numbers))}]}
+    assert judged("for i in range(int(input())): print(i)", stdin, time_limit=30)[0] is True
+    cases = {"function": "f", "cases": [[[250_000], numbers]]}
+    assert judged("def f(n): return list(range(n))", cases, time_limit=30)[0] is True
+    assert judged("def f(n): return [0] * n", cases, time_limit=30)[0] is False
+
+
 def test_methods_as_leetcode_has_them():
     answer = "class Solution:\n    def square(self, x): return x * x"
     assert judged(answer, {"function": "Solution.square", "cases": [[[3], 9]]})[0] is True
@@ -307,6 +316,7 @@ def test_cpp():
         ('{"tests": [{"input": "1", "output": " "}]}', "no test expects any output"),
         ('{"cases": [[[1], 2]]}', "'function'"),
         ('{"function": "f", "cases": [[1, 2]]}', "arguments a list"),
+        ('{"tests": [{"input": "\\ud800", "output": "1"}]}', "lone surrogate"),
         ('{"unit_tests": "def f(:"}', "not Python"),
         ('{"unit_tests": "f(1)"}', "asserts nothing"),
         ('{"unit_tests": "def check(f):\\n    assert f(1)"}', "which nothing calls"),

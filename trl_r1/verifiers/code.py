@@ -307,6 +307,10 @@ def _read(reference: str) -> Tests | str:
         data = json.loads(reference)
     except (ValueError, RecursionError):
         return "not JSON"
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate, which no program can be given: write the text's real characters"
     forms = [name for name in ("tests", "cases", "unit_tests") if isinstance(data, dict) and data.get(name)]
     if len(forms) != 1:
         return "needs exactly one of 'tests', 'cases' and 'unit_tests', not empty"
@@ -330,7 +334,13 @@ def _read(reference: str) -> Tests | str:
         return items
     if form == "unit_tests" and not function and _is_check_left(items[0]):
         return "'unit_tests' define check(), which nothing calls: name what it checks as 'function'"
-    limits = Limits(seconds=float(bounds[0]), memory=int(bounds[1] * 2**20))
+    # A right program may write more than is expected: spaces, or a tuple's marks (see `encode`).
+    sizes = (
+        [len(out.encode() if form == "tests" else json.dumps(out)) for _, out in items] if form != "unit_tests" else []
+    )
+    largest = max(sizes, default=0) if form == "tests" else 2 * sum(sizes) + 32 * len(sizes)
+    output = max(Limits.output, 2 * largest + (64 << 10))
+    limits = Limits(seconds=float(bounds[0]), memory=int(bounds[1] * 2**20), output=output)
     return Tests(form, items, function, texts[0], texts[1], language, limits, float(bounds[2]), texts[2])
 
 
