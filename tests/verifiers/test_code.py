@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,18 @@ def test_the_function_under_test_may_be_called_the_entry_point():
     reference = {"unit_tests": HUMAN_EVAL["unit_tests"], "entry_point": "f"}
     assert judged(GOOD, reference)[0] is True
     assert judged("x = 1", reference)[0] is False
+
+
+def test_each_case_has_the_time_limit():
+    cases = {"function": "f", "cases": [[[n], n] for n in range(4)]}
+    answer = "import time\ndef f(n):\n    time.sleep(0.8)\n    return n"
+    assert judged(answer, cases, time_limit=2.5)[0] is True
+    start = time.monotonic()
+    assert judged("def f(n):\n    while n > 0: pass\n    return n", cases, time_limit=1.5) == (
+        False,
+        "case 2: longer than 1.5 s",
+    )
+    assert time.monotonic() - start < 4.5
 
 
 def test_right_programs_may_write_as_much_as_is_expected():

@@ -26,8 +26,9 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -217,8 +218,16 @@ def _compilation(source: bytes) -> Program:
 
 def _judge_cases(source: bytes, tests: Tests) -> Verdict:
     """Call the function with every case's arguments in one process; compare the results here."""
-    job = {"function": tests.function, "calls": [arguments for arguments, _ in tests.items]}
-    outcome = sandbox.current()(_runner("calls", source, job, tests))
+    each = tests.limits.seconds
+    job = {"function": tests.function, "seconds": each, "calls": [arguments for arguments, _ in tests.items]}
+    # The runner ends at the first call that takes too long; a program that prevents this has the time of all.
+    together = max(each, min(TOTAL_SECONDS, each * len(tests.items)))
+    program = _runner("calls", source, job, tests)
+    outcome = sandbox.current()(replace(program, limits=replace(tests.limits, seconds=together)))
+    if outcome.exit_code == 128 + signal.SIGALRM:
+        outcome = replace(outcome, stopped="time")
+    elif outcome.stopped == "time" and together > each:
+        tests = replace(tests, limits=replace(tests.limits, seconds=together))
     replies = [_reply(line) for line in outcome.stdout.splitlines()]
     if not replies or replies[0][0] != "loaded":
         return Verdict(False, _failure(outcome, tests) or "ended before any test")
