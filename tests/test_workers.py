@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from math import factorial
 from pathlib import Path
 
@@ -306,3 +307,18 @@ def test_no_worker_outlives_its_parent_nor_imports_its_script(tmp_path, how):
         assert parent.stdout.read() == ""
         assert gone(pid)
     assert parent.returncode == (0 if how == "leaves" else -signal.SIGKILL)
+
+
+def test_a_fork_that_ends_leaves_the_workers_alone():
+    with WorkerPool(1) as pool:
+        pool.start()
+        child = os.fork()
+        if child == 0:
+            try:
+                weakref.finalize._exitfunc()  # what atexit runs
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.2)
+        assert pool._team._workers[0].process.poll() is None
+        assert pool.map(factorial, [4]) == [24]

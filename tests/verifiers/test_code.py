@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,67 @@ def test_a_test_file_that_cannot_run_is_nobodys_fault():
     assert judged("def f(x):\n    import no_such_package", UNIT)[0] is False
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "def run_checks():\n    assert f(3) == 9",
+        "if __name__ == '__main__':\n    assert f(3) == 9",
+        "async def test_a():\n    assert f(3) == 9",
+        "def test_a():\n    assert f(3) == 9\n    yield",
+        "def test_a(number):\n    assert f(number) == 9",
+        "class Checks:\n    def test_a(self): assert f(3) == 9",
+        "import unittest\nclass T(unittest.TestCase):\n    async def test_a(self): assert f(3) == 9",
+        "import unittest\nclass T(unittest.TestCase):\n    @unittest.skip('')\n    def test_a(self): assert f(3) == 9",
+        "for x in []: assert f(x) == 9",
+    ],
+)
+@pytest.mark.parametrize("answer", [GOOD, "x = 1"])
+def test_tests_of_which_none_runs_say_nothing(tests, answer):
+    assert judged(answer, {"unit_tests": tests})[0] is None
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "for x in range(3): assert f(x) == x * x",
+        "def run():\n    assert f(3) == 9\nrun()",
+        "def check(g):\n    assert g(3) == 9\ncheck(f)",
+        "if f(3) != 9: raise AssertionError('no')",
+        "def assert_equal(a, b):\n    if a != b: raise ValueError(a)\nassert_equal(f(3), 9)",
+    ],
+)
+def test_checks_outside_of_tests_count(tests):
+    assert judged(GOOD, {"unit_tests": tests})[0] is True
+    assert judged("def f(x): return 7", {"unit_tests": tests})[0] is False
+
+
+def test_the_function_under_test_may_be_called_the_entry_point():
+    reference = {"unit_tests": HUMAN_EVAL["unit_tests"], "entry_point": "f"}
+    assert judged(GOOD, reference)[0] is True
+    assert judged("x = 1", reference)[0] is False
+
+
+def test_each_case_has_the_time_limit():
+    cases = {"function": "f", "cases": [[[n], n] for n in range(4)]}
+    answer = "import time\ndef f(n):\n    time.sleep(0.8)\n    return n"
+    assert judged(answer, cases, time_limit=2.5)[0] is True
+    start = time.monotonic()
+    assert judged("def f(n):\n    while n > 0: pass\n    return n", cases, time_limit=1.5) == (
+        False,
+        "case 2: longer than 1.5 s",
+    )
+    assert time.monotonic() - start < 4.5
+
+
+def test_right_programs_may_write_as_much_as_is_expected():
+    numbers = list(range(250_000))
+    stdin = {"tests": [{"input": "250000", "output": "\n".join(map(str, numbers))}]}
+    assert judged("for i in range(int(input())): print(i)", stdin, time_limit=30)[0] is True
+    cases = {"function": "f", "cases": [[[250_000], numbers]]}
+    assert judged("def f(n): return list(range(n))", cases, time_limit=30)[0] is True
+    assert judged("def f(n): return [0] * n", cases, time_limit=30)[0] is False
+
+
 def test_methods_as_leetcode_has_them():
     answer = "class Solution:\n    def square(self, x): return x * x"
     assert judged(answer, {"function": "Solution.square", "cases": [[[3], 9]]})[0] is True
@@ -267,8 +329,10 @@ def test_cpp():
         ('{"tests": [{"input": "1", "output": " "}]}', "no test expects any output"),
         ('{"cases": [[[1], 2]]}', "'function'"),
         ('{"function": "f", "cases": [[1, 2]]}', "arguments a list"),
+        ('{"tests": [{"input": "\\ud800", "output": "1"}]}', "lone surrogate"),
         ('{"unit_tests": "def f(:"}', "not Python"),
         ('{"unit_tests": "f(1)"}', "asserts nothing"),
+        ('{"unit_tests": "def check(f):\\n    assert f(1)"}', "which nothing calls"),
         ('{"unit_tests": "assert f(1)", "language": "cpp"}', "for Python"),
         ('{"unit_tests": "assert f(1)", "language": "rust"}', "'rust'"),
         ('{"unit_tests": "assert f(1)", "time_limit": 0}', "positive"),

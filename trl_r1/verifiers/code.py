@@ -7,8 +7,9 @@ References are JSON, in one of three forms:
   `"Solution.f"` is a method, called on a new instance.
 - **Unit tests**: `{"unit_tests": "assert f(3) == 9"}`, a file (or a list of lines) of asserts, `unittest` classes or plain
   pytest functions, for Python. Names it does not define, and what it imports from `solution` (or from `"module"`), come from
-  the answer. With `"function"`, a `check(candidate)` in the file is called with it, as HumanEval does. `"setup"` is trusted
-  code run before, for the helpers that a problem's text defines.
+  the answer. With `"function"` (or `"entry_point"`), a `check(candidate)` in the file is called with it, as HumanEval does. A
+  file of which no test and no assert runs is not believed. `"setup"` is trusted code run before, for the helpers that a
+  problem's text defines.
 
 All may have `"language"` (`"python"` or `"cpp"`), `"time_limit"` (seconds for each test), `"memory_limit"` (MiB),
 `"tolerance"` (of floats, 1e-6), and `"solution"`, a right program.
@@ -25,8 +26,9 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -216,8 +218,16 @@ def _compilation(source: bytes) -> Program:
 
 def _judge_cases(source: bytes, tests: Tests) -> Verdict:
     """Call the function with every case's arguments in one process; compare the results here."""
-    job = {"function": tests.function, "calls": [arguments for arguments, _ in tests.items]}
-    outcome = sandbox.current()(_runner("calls", source, job, tests))
+    each = tests.limits.seconds
+    job = {"function": tests.function, "seconds": each, "calls": [arguments for arguments, _ in tests.items]}
+    # The runner ends at the first call that takes too long; a program that prevents this has the time of all.
+    together = max(each, min(TOTAL_SECONDS, each * len(tests.items)))
+    program = _runner("calls", source, job, tests)
+    outcome = sandbox.current()(replace(program, limits=replace(tests.limits, seconds=together)))
+    if outcome.exit_code == 128 + signal.SIGALRM:
+        outcome = replace(outcome, stopped="time")
+    elif outcome.stopped == "time" and together > each:
+        tests = replace(tests, limits=replace(tests.limits, seconds=together))
     replies = [_reply(line) for line in outcome.stdout.splitlines()]
     if not replies or replies[0][0] != "loaded":
         return Verdict(False, _failure(outcome, tests) or "ended before any test")
@@ -306,10 +316,15 @@ def _read(reference: str) -> Tests | str:
         data = json.loads(reference)
     except (ValueError, RecursionError):
         return "not JSON"
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate, which no program can be given: write the text's real characters"
     forms = [name for name in ("tests", "cases", "unit_tests") if isinstance(data, dict) and data.get(name)]
     if len(forms) != 1:
         return "needs exactly one of 'tests', 'cases' and 'unit_tests', not empty"
-    form, language, function = forms[0], data.get("language", "python"), data.get("function", "")
+    form, language = forms[0], data.get("language", "python")
+    function = data.get("function") or data.get("entry_point") or ""
     if language not in LANGUAGES:
         return f"language {language!r} is none of {', '.join(LANGUAGES)}"
     if language != "python" and form != "tests":
@@ -326,7 +341,15 @@ def _read(reference: str) -> Tests | str:
     items = {"tests": _io_pairs, "cases": _case_pairs, "unit_tests": _test_file}[form](data[form])
     if isinstance(items, str):
         return items
-    limits = Limits(seconds=float(bounds[0]), memory=int(bounds[1] * 2**20))
+    if form == "unit_tests" and not function and _is_check_left(items[0]):
+        return "'unit_tests' define check(), which nothing calls: name what it checks as 'function'"
+    # A right program may write more than is expected: spaces, or a tuple's marks (see `encode`).
+    sizes = (
+        [len(out.encode() if form == "tests" else json.dumps(out)) for _, out in items] if form != "unit_tests" else []
+    )
+    largest = max(sizes, default=0) if form == "tests" else 2 * sum(sizes) + 32 * len(sizes)
+    output = max(Limits.output, 2 * largest + (64 << 10))
+    limits = Limits(seconds=float(bounds[0]), memory=int(bounds[1] * 2**20), output=output)
     return Tests(form, items, function, texts[0], texts[1], language, limits, float(bounds[2]), texts[2])
 
 
@@ -361,9 +384,16 @@ def _test_file(tests: Any) -> tuple[Any, ...] | str:
         ast.parse(source)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return f"'unit_tests' is not Python: {error}"
-    if "assert" not in source and "check" not in source:
+    if "assert" not in source.lower() and "check" not in source:
         return "'unit_tests' asserts nothing"
     return (source,)
+
+
+def _is_check_left(source: str) -> bool:
+    """Whether a test file defines `check` and does not use it itself."""
+    tree = ast.parse(source)
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return "check" in defined - {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _no_compiler(tests: Tests) -> str | None:

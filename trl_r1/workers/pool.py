@@ -186,7 +186,7 @@ class WorkerPool:
         if self._team is None:
             self._team = _Team(self.workers, self.limits, self._initializer)
             # Not a method of this pool, which the threads must not keep alive; also run when the interpreter exits.
-            weakref.finalize(self, self._team.close)
+            weakref.finalize(self, _close_own, self._team, os.getpid())
         if wait:
             self._team.wait_until_ready()
         return self
@@ -245,6 +245,11 @@ class WorkerPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close_own(team: _Team, owner: int) -> None:
+    if os.getpid() == owner:  # a fork of it has none of the threads, and the workers are not its own
+        team.close()
 
 
 class _Team:
