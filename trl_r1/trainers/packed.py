@@ -157,8 +157,8 @@ class PackedGRPOTrainer(GRPOTrainer):
             return "entropy terms are means over TRL's micro-batch"
         if self.aux_loss_enabled:
             return "the router's auxiliary loss is a mean over TRL's micro-batch"
-        if self.args.gradient_accumulation_steps > self._micro_batches_per_rollout:
-            return "one optimizer step spans several rollouts"
+        if self._micro_batches_per_rollout % self.args.gradient_accumulation_steps:
+            return "an optimizer step spans several rollouts"  # whose rows have other widths
         if self._is_vlm or self.tools:
             return "images and tools are laid out by TRL's micro-batch"
         return None
