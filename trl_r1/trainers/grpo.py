@@ -36,6 +36,7 @@ from trl_r1.trainers.losses import r1_sequence_loss
 from trl_r1.trainers.order import EpochSampler
 from trl_r1.trainers.packed import PackedGRPOTrainer
 from trl_r1.trainers.rollout_metrics import behaviour_facts, behaviour_metrics, completion_facts, rollout_metrics
+from trl_r1.trainers.truncation import without_end
 
 # Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
 # half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
@@ -126,6 +127,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         self._rows: list[dict[str, Any]] | None = None
         self._resampled_rewards: torch.Tensor | None = None
         self.truncated: list[bool] = []
+        self._said_that_eos_decides = False
 
         is_peft = peft_config is not None or isinstance(model, PeftModel)
         reset_adapter = is_peft and bool(args.sync_ref_model)
@@ -235,13 +237,20 @@ class R1GRPOTrainer(PackedGRPOTrainer):
                 )  # fmt: skip
 
     def generate_group_batch(self, prompts: list[Any]) -> tuple[Any, ...]:
-        """TRL's `_generate`, and which of the completions were cut off, by the engine's finish reason."""
+        """TRL's `_generate`, and which of the completions were cut off: by the engine's finish reason where it knows."""
         output = super()._generate(prompts)
-        completion_ids = output[1]
-        if self.engine is not None:
-            self.truncated = [reason == "length" for reason in self.engine.finish_reasons]
-        else:
-            self.truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids]
+        engine, completion_ids = self.engine, output[1]
+        in_one_turn = not self.tools and self.rollout_func is None
+        if engine is not None and in_one_turn and len(engine.finish_reasons) == len(completion_ids):
+            self.truncated = [reason == "length" for reason in engine.finish_reasons]
+            return output
+        if engine is not None and not self._said_that_eos_decides:
+            self._said_that_eos_decides = True  # the engine only knows the reasons of its last call, for the rows of it
+            self._warn(
+                "Tools or a rollout_func generate a completion in several turns: one counts as truncated when it does "
+                "not end in EOS, as in TRL, whatever the engine's finish reason. Said once."
+            )
+        self.truncated = without_end(completion_ids, [*self.eos_token_ids, self._tokenizer.pad_token_id])
         return output
 
     # Rewards
