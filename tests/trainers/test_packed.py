@@ -84,6 +84,32 @@ def test_options_of_trl_keep_their_meaning(step, settings):
     assert_same(ours, stock)
 
 
+@pytest.mark.parametrize("budget", [None, BUDGET])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "r1"])
+def test_what_a_stop_string_ended_is_not_masked(step, loss_type, budget):
+    """TRL goes by EOS, which a stop string leaves out: the finish reasons decide."""
+    settings = {"loss_type": loss_type, "beta": 0.05, "packing": "sdpa", "max_tokens_per_microbatch": budget}
+
+    def finished(cut):
+        def prepare(trainer):
+            generate = trainer._generate
+
+            def reported(prompts):
+                output = generate(prompts)
+                trainer.truncated = [row < cut for row in range(len(prompts))]
+                return output
+
+            trainer._generate = reported
+
+        return prepare
+
+    _, whole, _ = step(R1GRPOTrainer, **settings)
+    _, kept, _ = step(R1GRPOTrainer, **settings, prepare=finished(0), mask_truncated_completions=True)
+    assert_same(kept, whole)
+    log, _, _ = step(R1GRPOTrainer, **settings, prepare=finished(32), mask_truncated_completions=True)
+    assert log[0]["grad_norm"] == 0.0
+
+
 @pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
 @pytest.mark.parametrize("budget", [None, BUDGET])
 def test_ratio_to_the_engine_without_a_pass_of_its_own(step, mode, budget):

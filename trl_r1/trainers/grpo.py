@@ -36,7 +36,7 @@ from trl_r1.trainers.losses import r1_sequence_loss
 from trl_r1.trainers.order import EpochSampler
 from trl_r1.trainers.packed import PackedGRPOTrainer
 from trl_r1.trainers.rollout_metrics import behaviour_facts, behaviour_metrics, completion_facts, rollout_metrics
-from trl_r1.trainers.truncation import without_end
+from trl_r1.trainers.truncation import without_end, without_truncated
 
 # Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
 # half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
@@ -55,7 +55,8 @@ class R1GRPOTrainer(PackedGRPOTrainer):
     Hooks of TRL and transformers that are wrapped with `super()`; `tests/test_trl_contract.py` checks their signatures:
 
     - `_get_train_sampler`: the shuffle depends on (seed, epoch) alone, so that a resumed run keeps the order.
-    - `_generate_and_score_completions`: the length cap in force; hands the rows to dynamic sampling.
+    - `_generate_and_score_completions`: the length cap in force; hands the rows to dynamic sampling; what
+      `mask_truncated_completions` masks, by finish reason.
     - `_generate`: finish reasons; dynamic sampling.
     - `_calculate_rewards`: a completion without one of its rewards is left out; lengths, truncation, reflection.
     - `_compute_loss`: `loss_type="r1"`.
@@ -210,10 +211,14 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         if self.model.training:
             self._set_completion_length(self.args.completion_length_at(self.state.global_step))
         self._rows = inputs
+        # TRL would mask whatever lacks EOS, and so all that a stop string ended.
+        masks, self.mask_truncated_completions = self.mask_truncated_completions, False
         try:
-            return super()._generate_and_score_completions(inputs)
+            rollout = super()._generate_and_score_completions(inputs)
         finally:
             self._rows = self._resampled_rewards = None
+            self.mask_truncated_completions = masks
+        return without_truncated(rollout, self.truncated, self.accelerator) if masks else rollout
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         output = self.generate_group_batch(prompts)

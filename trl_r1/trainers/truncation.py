@@ -35,6 +35,7 @@ def without_truncated(rollout: dict[str, Any], truncated: Sequence[bool], accele
     """
     mask = rollout["completion_mask"]
     kept = ~torch.tensor(truncated, dtype=torch.bool, device=mask.device).unsqueeze(1)
-    masks = {name: rollout[name] * kept for name in ("completion_mask", "tool_mask") if name in rollout}
+    names = [name for name in ("completion_mask", "tool_mask") if name in rollout]
+    masks: dict[str, Any] = {name: rollout[name] * kept for name in names}
     learnt = masks["completion_mask"] * masks.get("tool_mask", 1)
     return {**rollout, **masks, "num_items_in_batch": accelerator.gather(learnt.sum()).sum()}
