@@ -7,12 +7,14 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from trl_r1.trainers import last_complete_checkpoint
+from trl_r1.exceptions import ConfigurationError
+from trl_r1.trainers import checks, last_complete_checkpoint
 from trl_r1.trainers.checkpoints import (
     REFERENCE_FILE,
     adapter_parameters,
@@ -126,6 +128,27 @@ def test_a_sharded_reference_adapter_is_saved_and_loaded(tiny_model, tmp_path, l
         assert isinstance(parameter, DTensor)
         assert torch.equal(parameter.full_tensor(), expected[name].full_tensor())
         assert not torch.equal(parameter.full_tensor(), policy[name].full_tensor())
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_the_reference_is_loaded_where_deepspeed_gets_too(build_trainer, tmp_path, monkeypatch, lora, adapter):
+    """Under DeepSpeed transformers loads the model without `_load_from_checkpoint`."""
+    peft = {"peft_config": lora} if adapter else {}
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "ref_model_sync_steps": 2, "beta": 0.05}
+    build_trainer(tmp_path, **peft, **settings).train()
+    resumed = build_trainer(tmp_path, **peft, **(settings | {"max_steps": 4, "ref_model_sync_steps": 100}))
+    monkeypatch.setattr(resumed, "_load_from_checkpoint", lambda *args: None)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    kept = load_file(tmp_path / "checkpoint-2" / REFERENCE_FILE)
+    reference = adapter_parameters(resumed.model, "ref") if adapter else dict(resumed.ref_model.named_parameters())
+    assert kept
+    assert all(torch.equal(reference[name], tensor) for name, tensor in kept.items())
+
+
+def test_resets_of_a_reference_in_pieces_are_refused(build_trainer, monkeypatch):
+    monkeypatch.setattr(checks, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ConfigurationError, match="sync_ref_model: false"):
+        build_trainer(beta=0.05)
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):

@@ -29,7 +29,7 @@ from trl_r1.trainers.checkpoints import (
     without_reference,
     without_reference_adapter,
 )
-from trl_r1.trainers.checks import check_data, check_engine
+from trl_r1.trainers.checks import check_data, check_engine, check_reference
 from trl_r1.trainers.dynamic_sampling import GroupResampler, group_spread
 from trl_r1.trainers.grpo_config import R1GRPOConfig
 from trl_r1.trainers.losses import r1_sequence_loss
@@ -60,8 +60,8 @@ class R1GRPOTrainer(PackedGRPOTrainer):
     - `_generate`: finish reasons; dynamic sampling.
     - `_calculate_rewards`: a completion without one of its rewards is left out; lengths, truncation, reflection.
     - `_compute_loss`: `loss_type="r1"`.
-    - `_save`, `_save_optimizer_and_scheduler`, `_save_rng_state`, `_load_from_checkpoint`: the reference in checkpoints,
-      and a trainer state that is written only when all ranks are done.
+    - `_save`, `_save_optimizer_and_scheduler`, `_save_rng_state`, `_load_optimizer_and_scheduler`: the reference in
+      checkpoints, and a trainer state that is written only when all ranks are done.
 
     The step itself, on packed rows, is [`~trl_r1.trainers.packed.PackedGRPOTrainer`]'s; its hooks are listed there.
 
@@ -123,6 +123,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         if not isinstance(args, R1GRPOConfig):
             raise ConfigurationError(f"args is a {type(args).__name__}: R1GRPOTrainer takes an R1GRPOConfig.")
         check_data(args, train_dataset)
+        check_reference(args)
         if args.use_vllm and args.vllm_mode == "colocate":
             check_engine(args, model, quantization_config)
         self._rows: list[dict[str, Any]] | None = None
@@ -348,7 +349,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         """What holds the reference once it was reset: the reference model, or the PEFT model with its snapshot."""
         if self.beta == 0.0 or not self.args.sync_ref_model:
             return None
-        return self.ref_model if self.ref_model is not None else self.accelerator.unwrap_model(self.model)
+        return self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -367,10 +368,11 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         # The main process writes the trainer's state next, which marks the checkpoint as whole: all must be done.
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._reference is not None:
-            load_reference(self._reference, resume_from_checkpoint)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # Here and not in `_load_from_checkpoint`, which transformers does not call under DeepSpeed.
+        if checkpoint is not None and self._reference is not None:
+            load_reference(self._reference, checkpoint)
 
     # Sampling outside training
 
