@@ -46,7 +46,7 @@ HOOKS = {
         "_save": ["self", "output_dir", "state_dict"],
         "_save_optimizer_and_scheduler": ["self", "output_dir"],
         "_save_rng_state": ["self", "output_dir"],
-        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+        "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     },
     DistributedBackend: {"gather_params": ["self", "params"]},
     GradientState: {"_set_sync_gradients": ["self", "sync_gradients"]},

@@ -28,7 +28,7 @@ def replayed(trainer_class, rollout):
             rank, count = self.accelerator.process_index, len(prompts)
             share = slice(rank * count, (rank + 1) * count)
             prompt_ids, completion_ids, logps = (part[share] for part in rollout)
-            self.truncated = [False] * count
+            self.truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids]
             texts = ["x" * len(ids) for ids in completion_ids]
             return prompt_ids, completion_ids, None, texts, logps, {}, None, None
 

@@ -11,6 +11,7 @@ import torch
 
 from trl_r1.data.rollouts import groups, read_rollouts
 from trl_r1.exceptions import ConfigurationError, DataError
+from trl_r1.generation.engine import ColocatedEngine
 from trl_r1.trainers import R1GRPOTrainer, last_complete_checkpoint
 from trl_r1.trainers.callbacks import TrainingAlarms
 from trl_r1.trainers.dynamic_sampling import group_spread
@@ -127,6 +128,40 @@ def test_sample_with_transformers(build_trainer):
     )
     again = trainer.sample(["question 1", "a longer question 2"], 3, max_tokens=5, seed=0)
     assert [[c.token_ids for c in g] for g in groups] == [[c.token_ids for c in g] for g in again]
+
+
+def in_several_turns(trainer, prompts):
+    """A rollout whose last call to the engine was about other rows than TRL gets."""
+    eos, count = trainer.eos_token_ids[0], len(prompts)
+    trainer.vllm_generation.finish_reasons = ["stop"] * (count if trainer.rollout_func else count // 2)
+    return [[5, 6]] * count, [[7, eos] if i % 4 else [7, 8] for i in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["tools", "rollout_func"])
+def test_after_several_turns_eos_decides_what_is_truncated(build_trainer, caplog, monkeypatch, kind):
+    class Engine(ColocatedEngine):
+        def __init__(self):
+            self.finish_reasons = []
+
+    def loop(prompts, prompt_ids, completion_ids, completions, logprobs, *others):
+        ids = in_several_turns(trainer, prompts)[1]
+        return [[1] * len(one) for one in ids], completions, ids, logprobs, 0, 0, [[] for _ in prompts]
+
+    def rollout(prompts, trainer):
+        prompt_ids, completion_ids = in_several_turns(trainer, prompts)
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+    trainer = build_trainer(max_steps=4)
+    if kind == "tools":
+        trainer.tools = [constant_reward]
+        monkeypatch.setattr(trainer, "_tool_call_loop", loop)
+        monkeypatch.setattr(trainer, "_generate_single_turn", lambda ids, *args, **kwargs: ([[7] for _ in ids], None))
+    else:
+        trainer.rollout_func = rollout
+    trainer.vllm_generation = Engine()
+    trainer.train()
+    assert logged(trainer, "completions/truncated") == [0.25, 0.25]
+    assert caplog.text.count("counts as truncated when it does not end in EOS") == 1
 
 
 def test_fewer_questions_than_a_rollout_needs(build_trainer):

@@ -10,6 +10,17 @@ def config(tmp_path, **settings):
     return R1GRPOConfig(str(tmp_path), **({"use_vllm": False, "report_to": "none"} | settings))
 
 
+R1_REFUSES = {
+    "off_policy_mask_threshold": 0.1,
+    "delta": 2.0,
+    "entropy_coef": 0.01,
+    "use_adaptive_entropy": True,
+    "top_entropy_quantile": 0.2,
+    "use_bias_correction_kl": True,
+    "importance_sampling_level": "sequence",
+}
+
+
 def test_defaults_are_r1s(tmp_path):
     args = config(tmp_path)
     assert (args.beta, args.num_generations, args.temperature, args.learning_rate) == (0.001, 16, 1.0, 3e-6)
@@ -42,6 +53,22 @@ def test_what_the_user_sets_wins_over_a_preset(tmp_path, preset):
     assert config(tmp_path, preset=preset, num_generations=4, questions_per_step=8).num_generations == 4
 
 
+def test_the_log_names_what_a_preset_fills(tmp_path, caplog):
+    """A value given as its default cannot be told from one left open."""
+    with caplog.at_level("INFO"):
+        args = config(tmp_path, preset="one_gpu_80gb", max_completion_length=1024, per_device_train_batch_size=2)
+    assert args.max_completion_length == 8192
+    assert "preset 'one_gpu_80gb' sets" in caplog.text
+    assert "max_completion_length=8192" in caplog.text
+    assert "per_device_train_batch_size" not in caplog.text
+    assert "num_generations" not in caplog.text  # the preset's is the default
+
+
+@pytest.mark.parametrize(("option", "value"), R1_REFUSES.items())
+def test_trls_losses_take_what_r1s_refuses(tmp_path, option, value):
+    assert getattr(config(tmp_path, loss_type="grpo", **{option: value}), option) == value
+
+
 def test_trls_own_words_still_work(tmp_path):
     args = config(
         tmp_path, generation_batch_size=64, gradient_accumulation_steps=2, loss_type="dapo", epsilon_high=0.28
@@ -49,8 +76,14 @@ def test_trls_own_words_still_work(tmp_path):
     assert (args.generation_batch_size, args.steps_per_generation, args.questions_per_step) == (64, 8, None)
 
 
-def test_checkpoints_fall_on_rollout_boundaries(tmp_path):
-    assert config(tmp_path, minibatches_per_rollout=4, save_steps=10).save_steps == 12
+def test_checkpoints_fall_on_rollout_boundaries(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert config(tmp_path, minibatches_per_rollout=4, save_steps=10).save_steps == 12
+    assert "save_steps=10 becomes 12: a rollout lasts 4 steps" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert config(tmp_path, minibatches_per_rollout=4, save_steps=12).save_steps == 12
+    assert "save_steps" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -65,6 +98,8 @@ def test_checkpoints_fall_on_rollout_boundaries(tmp_path):
         ({"questions_per_step": 4, "gradient_accumulation_steps": 2}, "not both"),
         ({"questions_per_step": 0}, "at least 1"),
         ({"longer_completions_from_step": 10}, "go together"),
+        ({"vllm_importance_sampling_mode": "token_trunc"}, "Unknown vllm_importance_sampling_mode.*'token_truncate'"),
+        *(({"loss_type": "r1", name: value}, f"{name}={value!r}.*grpo, bnpo") for name, value in R1_REFUSES.items()),
         ({"vllm_max_model_length": 512, "max_completion_length": 512}, "may reach 512"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trl_r1.trainers.local_metrics import LocalMetrics
+from trl_r1.trainers.local_metrics import LocalMetrics, means_over_rows
 
 
 @pytest.fixture
@@ -30,6 +30,17 @@ def test_means_are_weighted_by_tokens_whatever_the_grouping(host):
     assert reduced(host, (6, {"kl": 1.0}), (2, {"kl": 3.0}))["kl"] == [1.5]
     host._metrics["train"].clear()
     assert reduced(host, (8, {"kl": 1.5}))["kl"] == [1.5]
+
+
+def test_means_over_sequences_are_weighted_by_rows(host):
+    names = means_over_rows("r1", "token", "sequence_mask")
+    with LocalMetrics(host, names) as metrics:
+        for tokens, rows, kl in ((6, 1, 1.0), (2, 3, 3.0), (0, 0, 9.0)):
+            with metrics.of(tokens, rows):
+                host._metrics["train"]["kl"].append(kl)
+                host._metrics["train"]["entropy"].append(kl)
+    assert host._metrics["train"] == {"kl": [2.5], "entropy": [1.5]}
+    assert "kl" not in means_over_rows("grpo", "sequence", "token_mask")
 
 
 def test_extremes_are_extremes_by_the_end_of_their_name(host):

@@ -76,6 +76,21 @@ def test_experts_without_the_routers_loss_are_packed(step, caplog, experts):
     assert_same(ours, stock)
 
 
+@pytest.mark.parametrize("accumulation", [2, 6])
+def test_a_step_over_two_rollouts_falls_back_and_says_so(step, caplog, accumulation):
+    """Two divides three no more than six does: the second step takes the last of one rollout and the first of the next."""
+    settings = {
+        "questions_per_step": None, "minibatches_per_rollout": 1, "gradient_accumulation_steps": accumulation,
+        "steps_per_generation": 3,
+    }  # fmt: skip
+    _, stock, _ = step(GRPOTrainer, **settings)
+    with caplog.at_level("INFO"):
+        _, ours, trainer = step(R1GRPOTrainer, **settings, **OURS)
+    assert not trainer._regroups
+    assert caplog.text.count("is not used: an optimizer step spans several rollouts") == 1
+    assert_same(ours, stock)
+
+
 def runs_out(which):
     """Let a pass of a kind end as it does on a GPU without room."""
 

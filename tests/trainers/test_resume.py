@@ -5,10 +5,24 @@ import shutil
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
-from trl_r1.trainers import last_complete_checkpoint
-from trl_r1.trainers.checkpoints import REFERENCE_FILE, adapter_parameters
+from trl_r1.exceptions import ConfigurationError
+from trl_r1.trainers import checks, last_complete_checkpoint
+from trl_r1.trainers.checkpoints import (
+    REFERENCE_FILE,
+    adapter_parameters,
+    add_reference_adapter,
+    load_reference,
+    save_reference,
+    snapshot_adapter,
+)
 
 # 24 questions, 4 per step and 2 minibatches per rollout: an epoch is 6 steps. Resuming at step 8 therefore crosses an
 # epoch, and the reset at step 6 comes before it.
@@ -72,6 +86,69 @@ def test_reference_adapter_is_reset_and_not_saved_with_the_model(build_trainer, 
     with safe_open(tmp_path / "saved" / "adapter_model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if ".ref." in name]  # noqa: SIM118 - not a mapping
     assert "ref" in trainer.model.peft_config
+
+
+def test_reference_adapter_is_mixed_by_alpha(build_trainer, tmp_path, lora):
+    settings = {"max_steps": 1, "beta": 0.05, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.25}
+    trainer = build_trainer(tmp_path, peft_config=lora, **settings)
+    before = {n: p.clone() for n, p in adapter_parameters(trainer.model, "ref").items()}
+    trainer.train()
+    policy, reference = adapter_parameters(trainer.model, "default"), adapter_parameters(trainer.model, "ref")
+    assert any(not torch.equal(policy[name], before[name]) for name in policy)
+    for name, parameter in reference.items():
+        torch.testing.assert_close(parameter, 0.75 * before[name] + 0.25 * policy[name], msg=name)
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_sharded_reference_adapter_is_saved_and_loaded(tiny_model, tmp_path, lora, one_process):
+    def sharded():
+        torch.manual_seed(0)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+        add_reference_adapter(model)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        return model
+
+    saved = sharded()
+    for parameter in adapter_parameters(saved, "default").values():
+        parameter.data.normal_()
+    snapshot_adapter(saved)
+    save_reference(saved, tmp_path, is_main=True)
+    loaded = sharded()
+    assert load_reference(loaded, tmp_path)
+    expected, policy = adapter_parameters(saved, "default"), adapter_parameters(loaded, "default")
+    for name, parameter in adapter_parameters(loaded, "ref").items():
+        assert isinstance(parameter, DTensor)
+        assert torch.equal(parameter.full_tensor(), expected[name].full_tensor())
+        assert not torch.equal(parameter.full_tensor(), policy[name].full_tensor())
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_the_reference_is_loaded_where_deepspeed_gets_too(build_trainer, tmp_path, monkeypatch, lora, adapter):
+    """Under DeepSpeed transformers loads the model without `_load_from_checkpoint`."""
+    peft = {"peft_config": lora} if adapter else {}
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "ref_model_sync_steps": 2, "beta": 0.05}
+    build_trainer(tmp_path, **peft, **settings).train()
+    resumed = build_trainer(tmp_path, **peft, **(settings | {"max_steps": 4, "ref_model_sync_steps": 100}))
+    monkeypatch.setattr(resumed, "_load_from_checkpoint", lambda *args: None)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    kept = load_file(tmp_path / "checkpoint-2" / REFERENCE_FILE)
+    reference = adapter_parameters(resumed.model, "ref") if adapter else dict(resumed.ref_model.named_parameters())
+    assert kept
+    assert all(torch.equal(reference[name], tensor) for name, tensor in kept.items())
+
+
+def test_resets_of_a_reference_in_pieces_are_refused(build_trainer, monkeypatch):
+    monkeypatch.setattr(checks, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ConfigurationError, match="sync_ref_model: false"):
+        build_trainer(beta=0.05)
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):

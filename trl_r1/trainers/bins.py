@@ -26,9 +26,10 @@ SUMS_OVER_TOKENS = frozenset({"dapo", "cispo", "vespo"})
 # Losses that divide by the tokens of TRL's micro-batch, so that a bin stays inside one.
 MEANS_OVER_TOKENS = frozenset({"bnpo"})
 
-# What a bin carries beside TRL's inputs: the factor of its loss, and how many tokens it scores.
+# What a bin carries beside TRL's inputs: the factor of its loss, and how many tokens and rows it scores.
 FACTOR = "_bin_factor"
 SCORED_TOKENS = "_bin_scored_tokens"
+SCORED_ROWS = "_bin_scored_rows"
 
 
 def regroup(
@@ -51,7 +52,7 @@ def regroup(
         accelerator ([`~accelerate.Accelerator`]): For the ranks.
 
     Returns:
-        `list[dict]`: The inputs of each bin's loss, with [`FACTOR`] and [`SCORED_TOKENS`]; the most costly comes first.
+        `list[dict]`: The inputs of each bin's loss, with [`FACTOR`], [`SCORED_TOKENS`] and [`SCORED_ROWS`]; the most costly comes first.
 
     Raises:
         [`ConfigurationError`]: The rollout carries fields that cannot be regrouped.
@@ -82,6 +83,7 @@ def regroup(
             **take_rows(whole, members, where),
             FACTOR: factor_of(members, whole, loss_type, rows_per_micro_batch),
             SCORED_TOKENS: sum(where[row].scored(start) for row in members),
+            SCORED_ROWS: len(members),
         }
         for members in chosen
     ]

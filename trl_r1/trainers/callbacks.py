@@ -21,10 +21,10 @@ class AdapterReferenceReset(TrainerCallback):
     """R1's hard reset of the reference under PEFT, where TRL refuses `sync_ref_model`."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Copy the policy's adapter into the reference's every `ref_model_sync_steps` steps."""
+        """Move the reference's adapter to the policy's every `ref_model_sync_steps` steps, by `ref_model_mixup_alpha`."""
         if state.global_step % args.ref_model_sync_steps == 0:
             model = kwargs["model"]
-            snapshot_adapter(getattr(model, "module", model))
+            snapshot_adapter(getattr(model, "module", model), alpha=args.ref_model_mixup_alpha)
 
 
 class StopAtRolloutBoundary(TrainerCallback):

@@ -14,7 +14,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from trl_r1.generation.weights import plain
 
 REFERENCE_FILE = "reference.safetensors"
 REFERENCE_ADAPTER = "ref"  # the name TRL looks for when it computes the reference log-probabilities
@@ -73,11 +76,21 @@ def add_reference_adapter(model: PeftModel, source: str = "default") -> None:
 
 
 @torch.no_grad()
-def snapshot_adapter(model: nn.Module, source: str = "default") -> None:
-    """Make the reference adapter equal to the policy's, which is R1's reset of the reference under PEFT."""
+def snapshot_adapter(model: nn.Module, source: str = "default", alpha: float = 1.0) -> None:
+    """Make the reference adapter equal to the policy's, which is R1's reset of the reference under PEFT.
+
+    Args:
+        model (`nn.Module`): The PEFT model with both adapters.
+        source (`str`, defaults to `"default"`): The policy's adapter.
+        alpha (`float`, defaults to 1.0): Share of the policy's weights in the new reference's; TRL's
+            `ref_model_mixup_alpha`, here of the adapter's factors.
+    """
     reference = adapter_parameters(model, REFERENCE_ADAPTER)
     for name, parameter in adapter_parameters(model, source).items():
-        reference[name].data.copy_(parameter.data)
+        if alpha == 1.0:
+            reference[name].data.copy_(parameter.data)
+        else:
+            reference[name].data.mul_(1.0 - alpha).add_(parameter.data, alpha=alpha)
         reference[name].requires_grad_(False)
 
 
@@ -111,7 +124,8 @@ def save_reference(reference: nn.Module, folder: str | Path, *, is_main: bool) -
         is_main (`bool`): Whether this rank writes.
     """
     if isinstance(reference, PeftModel):
-        state = {name: p.detach().cpu() for name, p in adapter_parameters(reference, REFERENCE_ADAPTER).items()}
+        adapter = adapter_parameters(reference, REFERENCE_ADAPTER)
+        state = {name: plain(parameter).detach().cpu() for name, parameter in adapter.items()}  # gathered where sharded
     else:
         state = cast(dict[str, torch.Tensor], get_model_state_dict(reference, options=_FULL))
         if _is_tied(reference):
@@ -133,7 +147,10 @@ def load_reference(reference: nn.Module, folder: str | Path) -> bool:
     state = load_file(path)
     if isinstance(reference, PeftModel):
         for name, parameter in adapter_parameters(reference, REFERENCE_ADAPTER).items():
-            parameter.data.copy_(state[name])
+            value = state[name]
+            if isinstance(parameter, DTensor):
+                value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            parameter.data.copy_(value)
     else:
         strict = not _is_tied(reference)
         options = StateDictOptions(full_state_dict=True, strict=strict)

@@ -7,6 +7,7 @@ from typing import Any, cast
 from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.options import check_options
@@ -26,6 +27,16 @@ def check_data(args: R1GRPOConfig, train_dataset: Any) -> None:
             )
     elif args.dynamic_sampling:
         raise ConfigurationError("dynamic_sampling draws questions by index: give a Dataset, not an IterableDataset.")
+
+
+def check_reference(args: R1GRPOConfig) -> None:
+    """Refuse resets of a reference whose weights cannot be kept: ZeRO-3 leaves a rank empty tensors to copy and save."""
+    if args.sync_ref_model and args.beta != 0.0 and is_deepspeed_zero3_enabled():
+        raise ConfigurationError(
+            "sync_ref_model=True: under DeepSpeed ZeRO-3 a checkpoint would lack the reference, and a resumed run would go "
+            "back to the initial one. Set sync_ref_model: false to keep the initial reference throughout, beta: 0.0 to have "
+            "none, or train with FSDP (fsdp_version: 2) or ZeRO-2."
+        )
 
 
 def check_engine(args: R1GRPOConfig, model: str | nn.Module, quantization_config: Any) -> None:

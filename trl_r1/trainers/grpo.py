@@ -29,13 +29,14 @@ from trl_r1.trainers.checkpoints import (
     without_reference,
     without_reference_adapter,
 )
-from trl_r1.trainers.checks import check_data, check_engine
+from trl_r1.trainers.checks import check_data, check_engine, check_reference
 from trl_r1.trainers.dynamic_sampling import GroupResampler, group_spread
 from trl_r1.trainers.grpo_config import R1GRPOConfig
 from trl_r1.trainers.losses import r1_sequence_loss
 from trl_r1.trainers.order import EpochSampler
 from trl_r1.trainers.packed import PackedGRPOTrainer
 from trl_r1.trainers.rollout_metrics import behaviour_facts, behaviour_metrics, completion_facts, rollout_metrics
+from trl_r1.trainers.truncation import without_end, without_truncated
 
 # Learning rates beyond which a warning is due (traps 31): full fine-tuning of a pretrained model above R1's own 3e-6 by
 # half again, LoRA below what moves an adapter. Models under 50M parameters, such as nano, need and bear far larger ones.
@@ -54,12 +55,13 @@ class R1GRPOTrainer(PackedGRPOTrainer):
     Hooks of TRL and transformers that are wrapped with `super()`; `tests/test_trl_contract.py` checks their signatures:
 
     - `_get_train_sampler`: the shuffle depends on (seed, epoch) alone, so that a resumed run keeps the order.
-    - `_generate_and_score_completions`: the length cap in force; hands the rows to dynamic sampling.
+    - `_generate_and_score_completions`: the length cap in force; hands the rows to dynamic sampling; what
+      `mask_truncated_completions` masks, by finish reason.
     - `_generate`: finish reasons; dynamic sampling.
     - `_calculate_rewards`: a completion without one of its rewards is left out; lengths, truncation, reflection.
     - `_compute_loss`: `loss_type="r1"`.
-    - `_save`, `_save_optimizer_and_scheduler`, `_save_rng_state`, `_load_from_checkpoint`: the reference in checkpoints,
-      and a trainer state that is written only when all ranks are done.
+    - `_save`, `_save_optimizer_and_scheduler`, `_save_rng_state`, `_load_optimizer_and_scheduler`: the reference in
+      checkpoints, and a trainer state that is written only when all ranks are done.
 
     The step itself, on packed rows, is [`~trl_r1.trainers.packed.PackedGRPOTrainer`]'s; its hooks are listed there.
 
@@ -121,11 +123,13 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         if not isinstance(args, R1GRPOConfig):
             raise ConfigurationError(f"args is a {type(args).__name__}: R1GRPOTrainer takes an R1GRPOConfig.")
         check_data(args, train_dataset)
+        check_reference(args)
         if args.use_vllm and args.vllm_mode == "colocate":
             check_engine(args, model, quantization_config)
         self._rows: list[dict[str, Any]] | None = None
         self._resampled_rewards: torch.Tensor | None = None
         self.truncated: list[bool] = []
+        self._said_that_eos_decides = False
 
         is_peft = peft_config is not None or isinstance(model, PeftModel)
         reset_adapter = is_peft and bool(args.sync_ref_model)
@@ -208,10 +212,14 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         if self.model.training:
             self._set_completion_length(self.args.completion_length_at(self.state.global_step))
         self._rows = inputs
+        # TRL would mask whatever lacks EOS, and so all that a stop string ended.
+        masks, self.mask_truncated_completions = self.mask_truncated_completions, False
         try:
-            return super()._generate_and_score_completions(inputs)
+            rollout = super()._generate_and_score_completions(inputs)
         finally:
             self._rows = self._resampled_rewards = None
+            self.mask_truncated_completions = masks
+        return without_truncated(rollout, self.truncated, self.accelerator) if masks else rollout
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         output = self.generate_group_batch(prompts)
@@ -235,13 +243,20 @@ class R1GRPOTrainer(PackedGRPOTrainer):
                 )  # fmt: skip
 
     def generate_group_batch(self, prompts: list[Any]) -> tuple[Any, ...]:
-        """TRL's `_generate`, and which of the completions were cut off, by the engine's finish reason."""
+        """TRL's `_generate`, and which of the completions were cut off: by the engine's finish reason where it knows."""
         output = super()._generate(prompts)
-        completion_ids = output[1]
-        if self.engine is not None:
-            self.truncated = [reason == "length" for reason in self.engine.finish_reasons]
-        else:
-            self.truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids]
+        engine, completion_ids = self.engine, output[1]
+        in_one_turn = not self.tools and self.rollout_func is None
+        if engine is not None and in_one_turn and len(engine.finish_reasons) == len(completion_ids):
+            self.truncated = [reason == "length" for reason in engine.finish_reasons]
+            return output
+        if engine is not None and not self._said_that_eos_decides:
+            self._said_that_eos_decides = True  # the engine only knows the reasons of its last call, for the rows of it
+            self._warn(
+                "Tools or a rollout_func generate a completion in several turns: one counts as truncated when it does "
+                "not end in EOS, as in TRL, whatever the engine's finish reason. Said once."
+            )
+        self.truncated = without_end(completion_ids, [*self.eos_token_ids, self._tokenizer.pad_token_id])
         return output
 
     # Rewards
@@ -334,7 +349,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         """What holds the reference once it was reset: the reference model, or the PEFT model with its snapshot."""
         if self.beta == 0.0 or not self.args.sync_ref_model:
             return None
-        return self.ref_model if self.ref_model is not None else self.accelerator.unwrap_model(self.model)
+        return self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -353,10 +368,11 @@ class R1GRPOTrainer(PackedGRPOTrainer):
         # The main process writes the trainer's state next, which marks the checkpoint as whole: all must be done.
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._reference is not None:
-            load_reference(self._reference, resume_from_checkpoint)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # Here and not in `_load_from_checkpoint`, which transformers does not call under DeepSpeed.
+        if checkpoint is not None and self._reference is not None:
+            load_reference(self._reference, checkpoint)
 
     # Sampling outside training
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, cast
@@ -12,10 +13,25 @@ from trl.import_utils import is_vllm_available
 
 from trl_r1.exceptions import ConfigurationError, MissingExtraError, unknown
 from trl_r1.modeling.attention import KINDS
+from trl_r1.trainers.losses import SAMPLING_MODES
 from trl_r1.trainers.presets import PRESETS
 
 # What `accelerate launch`, torchrun and MPI launchers set; read before TRL's own `__post_init__` needs the sizes.
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+# Options that change TRL's losses and have no place in `loss_type="r1"`: the value that leaves them out, and who takes them.
+_TOKEN_LOSSES = "grpo, bnpo, dr_grpo, dapo, cispo, sapo, luspo, vespo"
+_NOT_IN_R1: dict[str, tuple[Any, str]] = {
+    "off_policy_mask_threshold": (None, _TOKEN_LOSSES),
+    "delta": (None, "grpo, bnpo, dr_grpo, dapo, luspo"),
+    "entropy_coef": (0.0, _TOKEN_LOSSES),
+    "use_adaptive_entropy": (False, _TOKEN_LOSSES),
+    "top_entropy_quantile": (1.0, _TOKEN_LOSSES),
+    "use_bias_correction_kl": (False, _TOKEN_LOSSES),
+    "importance_sampling_level": ("token", "grpo, bnpo, dr_grpo, dapo, cispo, sapo, luspo"),
+}
+
+logger = logging.getLogger(__name__)
 
 
 def launched_world_size() -> int:
@@ -251,9 +267,12 @@ class R1GRPOConfig(GRPOConfig):
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
         defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(self)}
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) == defaults[name]:
-                setattr(self, name, value)
+        values = PRESETS[self.preset].items()
+        filled = {name: value for name, value in values if getattr(self, name) == defaults[name] != value}
+        for name, value in filled.items():
+            setattr(self, name, value)
+        said = ", ".join(f"{name}={value}" for name, value in filled.items()) or "nothing"
+        logger.info("preset %r sets %s; what was given and differs from its default stays.", self.preset, said)
 
     def _check(self) -> None:
         """Refuse what cannot work or would silently bias training."""
@@ -283,11 +302,23 @@ class R1GRPOConfig(GRPOConfig):
             )
         if self.packing not in ("auto", "none", *KINDS):
             raise unknown("packing", self.packing, ["auto", "none", *KINDS])
+        if self.vllm_importance_sampling_mode not in SAMPLING_MODES:
+            raise unknown("vllm_importance_sampling_mode", self.vllm_importance_sampling_mode, SAMPLING_MODES)
+        if self.loss_type == "r1":
+            self._check_r1_options()
         if self.loss_type == "r1" and correction and self.vllm_importance_sampling_mode.startswith("token"):
             raise ConfigurationError(
                 f"loss_type 'r1' has one ratio per sequence, but vllm_importance_sampling_mode is "
                 f"{self.vllm_importance_sampling_mode!r}. Use 'sequence_mask' or 'sequence_truncate'."
             )
+
+    def _check_r1_options(self) -> None:
+        for name, (neutral, takers) in _NOT_IN_R1.items():
+            if (value := getattr(self, name)) != neutral:
+                raise ConfigurationError(
+                    f"{name}={value!r} is not part of loss_type 'r1', which is the paper's objective alone. Leave it at "
+                    f"{neutral!r}, or use a loss_type that takes it: {takers}."
+                )
 
     def _derive_sizes(self, world_size: int) -> None:
         """Turn R1's words into TRL's sizes: gradient accumulation and micro-batches per generation."""
@@ -328,4 +359,5 @@ class R1GRPOConfig(GRPOConfig):
         """Save only where a rollout ends, since a rollout begun by an older policy cannot be resumed."""
         rollout = self.steps_per_rollout
         if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % rollout:
-            self.save_steps = int(-(-self.save_steps // rollout) * rollout)
+            asked, self.save_steps = self.save_steps, int(-(-self.save_steps // rollout) * rollout)
+            logger.info("save_steps=%s becomes %d: a rollout lasts %d steps.", asked, self.save_steps, rollout)

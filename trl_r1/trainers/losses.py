@@ -7,6 +7,9 @@ import torch
 # exp() of more than this overflows float32 in the k3 estimator; a sequence that far from its reference has no usable ratio.
 _MAX_LOG_RATIO = 60.0
 
+# TRL's ways to correct for an engine that samples from slightly other probabilities.
+SAMPLING_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
 
 def sequence_log_ratio(logps: torch.Tensor, other_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Log-ratio of whole sequences, log p(o) - log p'(o).
@@ -76,7 +79,7 @@ def sampling_ratio(
         logps (`torch.Tensor` of shape `(B, T)`): The trainer's log-probabilities, without gradient.
         sampling_logps (`torch.Tensor` of shape `(B, T)`): The engine's; NaN where it has none, which counts as equal.
         mask (`torch.Tensor` of shape `(B, T)`): 1 for tokens that are learned from.
-        mode (`str`): `token_` or `sequence_`, then `truncate` (clamp) or `mask` (drop).
+        mode (`str`): One of [`SAMPLING_MODES`]: `truncate` clamps the ratio, `mask` drops what lies outside.
         clip_min (`float`, *optional*): Lower bound of the ratio.
         clip_max (`float`, *optional*): Upper bound.
 

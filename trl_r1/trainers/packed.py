@@ -39,9 +39,17 @@ from trl_r1.modeling.out_of_memory import (
 )
 from trl_r1.modeling.packing import Packed, Span, best_fit, pack, spans
 from trl_r1.modeling.trimming import trimmed_chunks
-from trl_r1.trainers.bins import FACTOR, MEANS_OVER_ROWS, MEANS_OVER_TOKENS, SCORED_TOKENS, SUMS_OVER_TOKENS, regroup
+from trl_r1.trainers.bins import (
+    FACTOR,
+    MEANS_OVER_ROWS,
+    MEANS_OVER_TOKENS,
+    SCORED_ROWS,
+    SCORED_TOKENS,
+    SUMS_OVER_TOKENS,
+    regroup,
+)
 from trl_r1.trainers.grpo_config import R1GRPOConfig
-from trl_r1.trainers.local_metrics import LocalMetrics
+from trl_r1.trainers.local_metrics import LocalMetrics, means_over_rows
 from trl_r1.trainers.losses import sampling_ratio, sampling_ratio_metrics
 
 logger = logging.getLogger(__name__)
@@ -157,8 +165,8 @@ class PackedGRPOTrainer(GRPOTrainer):
             return "entropy terms are means over TRL's micro-batch"
         if self.aux_loss_enabled:
             return "the router's auxiliary loss is a mean over TRL's micro-batch"
-        if self.args.gradient_accumulation_steps > self._micro_batches_per_rollout:
-            return "one optimizer step spans several rollouts"
+        if self._micro_batches_per_rollout % self.args.gradient_accumulation_steps:
+            return "an optimizer step spans several rollouts"  # whose rows have other widths
         if self._is_vlm or self.tools:
             return "images and tools are laid out by TRL's micro-batch"
         return None
@@ -330,7 +338,8 @@ class PackedGRPOTrainer(GRPOTrainer):
     ) -> torch.Tensor:
         inputs = dict(inputs)  # what is added to them must not stay in the rollout's buffer
         factor = inputs.pop(FACTOR, None)
-        inputs.pop(SCORED_TOKENS, None)
+        for name in (SCORED_TOKENS, SCORED_ROWS):
+            inputs.pop(name, None)
         self._policy_inputs = inputs
         try:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -361,12 +370,13 @@ class PackedGRPOTrainer(GRPOTrainer):
         pending, self._pending = self._pending, []
         bins = self._bins(pending)
         loss = torch.zeros((), device=self.accelerator.device)
-        with LocalMetrics(self) as metrics:
+        over_rows = means_over_rows(self.loss_type, self.importance_sampling_level, self.vllm_importance_sampling_mode)
+        with LocalMetrics(self, over_rows) as metrics:
             for one in bins[:-1]:
-                with metrics.of(one[SCORED_TOKENS]), self._unsynchronised(model):
+                with metrics.of(one[SCORED_TOKENS], one[SCORED_ROWS]), self._unsynchronised(model):
                     loss = loss + self._guarded(Trainer.training_step, model, one, num_items_in_batch)
             self._current_train_step_time += time.perf_counter() - started
-            with metrics.of(bins[-1][SCORED_TOKENS]):  # TRL's own, which counts the step
+            with metrics.of(bins[-1][SCORED_TOKENS], bins[-1][SCORED_ROWS]):  # TRL's own, which counts the step
                 loss = loss + self._guarded(GRPOTrainer.training_step, model, bins[-1], num_items_in_batch)
         return loss
 

@@ -1,7 +1,8 @@
 """Named sizes for [`R1GRPOConfig`]: R1's own, and what fits one GPU.
 
-A preset fills the fields that still have their default; whatever a user sets wins. The memory sizes are starting points
-for a policy of up to about 1.5B parameters (16 and 24 GB with LoRA, 80 GB in full), not promises: a longer
+A preset fills the fields that have their default value, and the log names them. What a user sets to another value wins;
+what is set to just the default cannot be told from what was left open, and is filled too. The memory sizes are starting
+points for a policy of up to about 1.5B parameters (16 and 24 GB with LoRA, 80 GB in full), not promises: a longer
 `max_completion_length` or a larger model needs `per_device_train_batch_size` lowered.
 """
 
