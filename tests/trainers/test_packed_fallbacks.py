@@ -3,12 +3,40 @@
 import pytest
 import torch
 from stored_rollouts import assert_same
-from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoTokenizer, NemotronConfig, NemotronForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl import GRPOTrainer
 
-from trl_r1.trainers import R1GRPOTrainer
+from trl_r1.exceptions import ConfigurationError
+from trl_r1.modeling.attention import Attention
+from trl_r1.trainers import R1GRPOTrainer, packed
 
 OURS = {"packing": "sdpa", "max_tokens_per_microbatch": 40}
+
+
+@pytest.fixture
+def save(tiny_model, tmp_path):
+    """A function that saves a small model of a family with random weights, beside the tiny model's tokenizer."""
+
+    def build(model_class, config_class, **settings):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        torch.manual_seed(0)
+        special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+        folder = str(tmp_path / config_class.__name__)
+        model = model_class(config_class(vocab_size=len(tokenizer), **special, **settings))
+        for parameter in model.parameters():  # random initialisation alone gives nearly uniform logits
+            if parameter.dim() > 1:
+                parameter.data.normal_(0, 0.15)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return build
+
+
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +101,21 @@ def test_experts_without_the_routers_loss_are_packed(step, caplog, experts):
         _, ours, trainer = step(R1GRPOTrainer, **settings, **OURS)
     assert trainer._regroups
     assert "Forward passes: sdpa (asked for)." in caplog.text
+    assert_same(ours, stock)
+
+
+def test_a_model_that_fails_the_trial_falls_back_and_says_so(step, save, caplog, monkeypatch):
+    settings = {"model": save(NemotronForCausalLM, NemotronConfig, **SMALL), "beta": 0.05, "max_steps": 1}
+    _, stock, _ = step(GRPOTrainer, **settings)
+    with pytest.raises(ConfigurationError, match="packing='sdpa' cannot be used: a trial of NemotronForCausalLM"):
+        step(R1GRPOTrainer, **settings, **OURS)
+    # What the ladder takes on a GPU, where it does not know better.
+    monkeypatch.setattr(packed, "choose_attention", lambda *args, **kwargs: Attention("sdpa", "the ladder"))
+    with caplog.at_level("INFO"):
+        _, ours, trainer = step(R1GRPOTrainer, **settings)
+    assert trainer.attention.kind == "padded"
+    assert trainer.model.config._attn_implementation == "sdpa"
+    assert caplog.text.count("Forward passes: padded (a trial of NemotronForCausalLM on a packed row fails") == 1
     assert_same(ours, stock)
 
 

@@ -25,6 +25,7 @@ from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
+from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.weights import is_4bit
 from trl_r1.modeling.architecture import Adapter
 from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask
@@ -38,6 +39,7 @@ from trl_r1.modeling.out_of_memory import (
     scoring_out_of_memory_message,
 )
 from trl_r1.modeling.packing import Packed, Span, best_fit, pack, spans
+from trl_r1.modeling.probe import why_packing_fails
 from trl_r1.modeling.trimming import trimmed_chunks
 from trl_r1.trainers.bins import FACTOR, MEANS_OVER_ROWS, MEANS_OVER_TOKENS, SCORED_TOKENS, SUMS_OVER_TOKENS, regroup
 from trl_r1.trainers.grpo_config import R1GRPOConfig
@@ -71,13 +73,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         base = self.accelerator.unwrap_model(self.model)
         peft = getattr(base, "active_peft_config", None)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        self.attention = choose_attention(
-            base,
-            self.accelerator.device,
-            self._compute_dtype(base),
-            self.args.packing,
-            prompt_learning=bool(getattr(peft, "is_prompt_learning", False)),
-        )
+        self.attention = self._choose_attention(base, bool(getattr(peft, "is_prompt_learning", False)))
         for model in (base, self.ref_model):
             if model is not None:
                 enable_packing(self.accelerator.unwrap_model(model), self.attention)
@@ -99,6 +95,19 @@ class PackedGRPOTrainer(GRPOTrainer):
             compile_layers(base)
             if self.ref_model is not None:
                 compile_layers(self.accelerator.unwrap_model(self.ref_model))
+
+    def _choose_attention(self, base: Any, prompt_learning: bool) -> Attention:
+        dtype = self._compute_dtype(base)
+        asked = self.args.packing
+        chosen = choose_attention(base, self.accelerator.device, dtype, asked, prompt_learning=prompt_learning)
+        if not chosen.packs or self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            return chosen  # sharded weights are not there yet; attention itself refuses a row whose bounds got lost
+        with self.accelerator.autocast():
+            reason = why_packing_fails(base, chosen, dtype)
+        reason = next((found for found in gather_object([reason]) if found), None)
+        if reason and asked != "auto":
+            raise ConfigurationError(f"packing={asked!r} cannot be used: {reason}. Use packing: auto or none.")
+        return Attention("padded", reason) if reason else chosen
 
     def _announce_passes(self) -> None:
         said = f"Forward passes: {self.attention.kind} ({self.attention.reason})."
