@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trl_r1.exceptions import ConfigurationError, unknown
+from trl_r1.modeling.architecture import sizes_of
 from trl_r1.modeling.obstacles import why_not_packable
 
 FLASH = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
@@ -64,9 +65,20 @@ class Attention:
 
 
 def head_dim(config: PretrainedConfig) -> int:
-    """Return the size of one attention head."""
+    """Return the size of one attention head.
+
+    Args:
+        config ([`~transformers.PretrainedConfig`]): The model's.
+
+    Returns:
+        `int`: The size.
+
+    Raises:
+        [`ConfigurationError`]: There are no heads, or their size differs from layer to layer.
+    """
     text = config.get_text_config()
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    with sizes_of(config):
+        return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def choose_attention(
@@ -96,21 +108,7 @@ def choose_attention(
         obstacle = "prompt learning puts its tokens before every row"
     half = dtype in (torch.bfloat16, torch.float16)
     if asked == "auto":
-        if obstacle:
-            return Attention("padded", obstacle)
-        if device.type != "cuda":
-            return Attention("padded", f"no kernel for a {device.type}")
-        if not half:
-            return Attention("padded", f"{dtype} has no variable-length kernel")
-        size = head_dim(model.config)
-        if size > _LARGEST_HEAD or size % 8:
-            return Attention("padded", f"heads of size {size} do not fit a kernel")
-        for kind in FLASH:
-            if _why_no_flash(kind, device) is None:
-                return Attention(kind, f"{_FLASH_MODULES[kind][0]} is installed")
-        if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-            return Attention("padded", f"PyTorch {torch.__version__} has no torch.nn.attention.varlen")
-        return Attention("varlen", "torch.nn.attention.varlen")
+        return Attention("padded", obstacle) if obstacle else _climb(model.config, device, dtype, half=half)
     if asked != "padded" and obstacle:
         raise ConfigurationError(f"packing={asked!r} cannot be used: {obstacle}. Use packing: auto or none.")
     if asked in ("varlen", *FLASH) and not (device.type == "cuda" and half):
@@ -121,6 +119,26 @@ def choose_attention(
     if asked in FLASH and (reason := _why_no_flash(asked, device)):
         raise ConfigurationError(f"packing={asked!r} cannot be used: {reason}. Use packing: auto or varlen.")
     return Attention(asked, "asked for")
+
+
+def _climb(config: PretrainedConfig, device: torch.device, dtype: torch.dtype, *, half: bool) -> Attention:
+    """Take the first step of the ladder that holds."""
+    if device.type != "cuda":
+        return Attention("padded", f"no kernel for a {device.type}")
+    if not half:
+        return Attention("padded", f"{dtype} has no variable-length kernel")
+    try:
+        size = head_dim(config)
+    except ConfigurationError:
+        return Attention("padded", "the size of its heads is not stated, or differs from layer to layer")
+    if size > _LARGEST_HEAD or size % 8:
+        return Attention("padded", f"heads of size {size} do not fit a kernel")
+    for kind in FLASH:
+        if _why_no_flash(kind, device) is None:
+            return Attention(kind, f"{_FLASH_MODULES[kind][0]} is installed")
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return Attention("padded", f"PyTorch {torch.__version__} has no torch.nn.attention.varlen")
+    return Attention("varlen", "torch.nn.attention.varlen")
 
 
 def _why_no_flash(kind: str, device: torch.device) -> str | None:

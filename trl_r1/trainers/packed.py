@@ -27,11 +27,12 @@ from trl import GRPOTrainer
 
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.weights import is_4bit
-from trl_r1.modeling.architecture import Adapter
+from trl_r1.modeling.architecture import Adapter, describe
 from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask
 from trl_r1.modeling.balance import SequenceCost
 from trl_r1.modeling.compiling import compile_layers
 from trl_r1.modeling.memory import check_budget, choose_budget, free_device_bytes
+from trl_r1.modeling.obstacles import why_not_trimmable
 from trl_r1.modeling.out_of_memory import (
     NO_GRADIENT_BUDGET,
     explained,
@@ -77,17 +78,18 @@ class PackedGRPOTrainer(GRPOTrainer):
         for model in (base, self.ref_model):
             if model is not None:
                 enable_packing(self.accelerator.unwrap_model(model), self.attention)
-        self._trim_rows = self.args.trim_rows
+        self._why_not_trimmed = why_not_trimmable(base)
+        self._trim_rows = 0 if self._why_not_trimmed else self.args.trim_rows
         if self._trim_rows is None:
             on_cpu = self.accelerator.device.type == "cpu"
             self._trim_rows = _CPU_TRIM_ROWS if on_cpu else self.args.per_device_train_batch_size
-        self._cost = SequenceCost.of(base.config)
         self._pending: list[dict[str, Any]] = []
         self._policy_inputs: dict[str, Any] | None = None
         self._warned_about_longest = False
         self.max_tokens_per_microbatch = self._choose_budget(base)
         obstacle = self._why_not_regrouped() if self.max_tokens_per_microbatch else None
         self._regroups = bool(self.max_tokens_per_microbatch) and obstacle is None
+        self._cost = self._cost_of_rows(base.config) if self._regroups else SequenceCost.by_tokens()
         self._announce_passes()
         if obstacle:
             self._warn(f"max_tokens_per_microbatch={self.max_tokens_per_microbatch} is not used: {obstacle}.")
@@ -111,6 +113,9 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     def _announce_passes(self) -> None:
         said = f"Forward passes: {self.attention.kind} ({self.attention.reason})."
+        if not self.attention.packs:
+            how = f"keep TRL's padding: {self._why_not_trimmed}" if self._why_not_trimmed else "are sorted and trimmed"
+            said = said[:-1] + (f"; rows {how}." if self._trim_rows or self._why_not_trimmed else ".")
         pads_policy = self.aux_loss_enabled and self.loss_type != "r1"  # which has no auxiliary loss
         if pads_policy:
             said = said[:-1] + "; the policy's are TRL's padded ones, for the router's auxiliary loss."
@@ -138,8 +143,13 @@ class PackedGRPOTrainer(GRPOTrainer):
         free = free_device_bytes(self.accelerator.device) if self.attention.packs else None
         if free is None:
             return None
+        try:
+            architecture = describe(base.config)
+        except ConfigurationError as error:
+            self._warn(f"max_tokens_per_microbatch: auto keeps TRL's micro-batches. {error}")
+            return None
         chosen = choose_budget(
-            base.config,
+            architecture,
             min(gather_object([free])),
             self.args.vllm_max_model_length or self.args.longest_completion + _PROMPT_ALLOWANCE,
             dtype=base.dtype,
@@ -158,6 +168,15 @@ class PackedGRPOTrainer(GRPOTrainer):
         (self._say if chosen.fits else self._warn)(f"max_tokens_per_microbatch: {chosen.reason}.")
         return chosen.tokens
 
+    def _cost_of_rows(self, config: Any) -> SequenceCost:
+        try:
+            return SequenceCost.of(config)
+        except ConfigurationError:
+            self._warn(
+                f"Micro-batches are made equal in tokens, not in cost: no cost is known for {type(config).__name__}."
+            )
+            return SequenceCost.by_tokens()
+
     def _why_not_regrouped(self) -> str | None:
         """Say why rows keep TRL's micro-batches, or `None`."""
         if self.loss_type not in MEANS_OVER_ROWS | SUMS_OVER_TOKENS | MEANS_OVER_TOKENS:
@@ -168,6 +187,8 @@ class PackedGRPOTrainer(GRPOTrainer):
             return "the router's auxiliary loss is a mean over TRL's micro-batch"
         if self.args.gradient_accumulation_steps > self._micro_batches_per_rollout:
             return "one optimizer step spans several rollouts"
+        if self._why_not_trimmed and not self.attention.packs:
+            return f"bins trim their rows, and {self._why_not_trimmed}"
         if self._is_vlm or self.tools:
             return "images and tools are laid out by TRL's micro-batch"
         return None
