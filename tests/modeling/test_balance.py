@@ -1,11 +1,14 @@
 """Bins of equal cost: every sequence once, within the budget, the same number for every rank."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
-from transformers import Qwen2Config
+import torch
+from transformers import AutoConfig, Qwen2Config
 
 from trl_r1.exceptions import ConfigurationError
+from trl_r1.modeling.attention import choose_attention
 from trl_r1.modeling.balance import SequenceCost, balanced_bins, karmarkar_karp
 
 
@@ -58,3 +61,17 @@ def test_fewer_sequences_than_ranks_leave_empty_bins():
 def test_a_budget_of_nothing_is_refused():
     with pytest.raises(ConfigurationError, match="holds nothing"):
         balanced_bins([5], [1.0], 0)
+
+
+@pytest.mark.parametrize("family", ["mamba", "gemma4_text"])
+def test_sizes_that_are_not_stated_are_refused_plainly(family):
+    config = AutoConfig.for_model(family)
+    with pytest.raises(ConfigurationError, match="The sizes of a model cannot be read from its"):
+        SequenceCost.of(config)
+    model = SimpleNamespace(config=config)
+    assert choose_attention(model, torch.device("cuda"), torch.bfloat16).kind == "padded"
+
+
+def test_a_cost_by_tokens_counts_nothing_else():
+    cost = SequenceCost.by_tokens()
+    assert cost(300, 10) == cost(300, 200) == 3 * cost(100, 50)

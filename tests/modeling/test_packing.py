@@ -6,8 +6,10 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_r1.exceptions import ConfigurationError
-from trl_r1.modeling.attention import choose_attention, enable_packing, unused_mask, why_not_packable
+from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask
+from trl_r1.modeling.obstacles import why_not_packable
 from trl_r1.modeling.packing import Span, best_fit, pack, spans
+from trl_r1.modeling.probe import why_packing_fails
 
 SIZES = {
     "vocab_size": 128,
@@ -187,6 +189,8 @@ def test_best_fit_fills_bins():
     [
         ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+        ({"block_types": ["recurrent", "attention"]}, "recurrent"),
+        ({"layers_block_type": ["mamba", "attention"]}, "mamba"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
     ],
 )
@@ -200,6 +204,66 @@ def test_what_cannot_be_packed_says_why(change, reason):
     assert reason in chosen.reason
     with pytest.raises(ConfigurationError, match="cannot be used"):
         choose_attention(model, torch.device("cpu"), torch.float32, "sdpa")
+
+
+@pytest.mark.parametrize("family", ["granite_swa", "granitemoe_swa"])
+def test_attention_sinks_are_not_packed(family):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(family, **SIZES)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert "attention sinks" in why_not_packable(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_packs_passes_the_trial_undisturbed(family, dtype):
+    model = build(family, dtype=dtype).train()
+    model.model.layers[0].eval()  # as frozen layers may be
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    assert why_packing_fails(model, Attention("sdpa", "asked for"), dtype) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_layers_that_lose_the_bounds_of_sequences_fail_the_trial_and_are_refused():
+    from transformers import NemotronConfig, NemotronForCausalLM
+
+    model = NemotronForCausalLM(NemotronConfig(**SIZES)).eval()
+    assert why_not_packable(model) is None
+    asked = Attention("sdpa", "asked for")
+    assert "without cu_seq_lens_q" in why_packing_fails(model, asked, torch.float32)
+    enable_packing(model, asked)
+    ids, mask = ragged()
+    inputs = pack(ids, [0, 1], spans(mask), PROMPT).model_inputs
+    del inputs["shift_labels"]
+    with pytest.raises(RuntimeError, match="A packed row reached attention without cu_seq_lens_q"):
+        model(attention_mask=unused_mask(ids.device), **inputs)
+    model(input_ids=ids, attention_mask=mask)  # padded rows are no concern of it
+    model.generate(ids[:1, :PROMPT], max_new_tokens=2, do_sample=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_that_layers_carry_fails_the_trial(dtype):
+    model = build("qwen3", dtype=dtype)
+    layer = model.model.layers[0]
+
+    def mixed(module, args, output):  # as a recurrent layer would, with no entry in the configuration
+        return output.cumsum(dim=1) / torch.arange(1, output.size(1) + 1, dtype=output.dtype)[:, None]
+
+    layer.register_forward_hook(mixed)
+    assert "sees its neighbour" in why_packing_fails(model, Attention("sdpa", "asked for"), dtype)
+
+
+def test_positions_that_count_neighbours_fail_the_trial():
+    model = build("llama")
+    model.model.embed_tokens.register_forward_hook(
+        lambda module, args, output: output + torch.arange(output.size(1))[None, :, None] * 0.1
+    )
+    assert "differ from the same rows" in why_packing_fails(model, Attention("sdpa", "asked for"), torch.float32)
 
 
 def test_ladder():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,26 @@ class Adapter:
         return round(self.rank * per_layer * architecture.layers)
 
 
+@contextmanager
+def sizes_of(config: PretrainedConfig) -> Iterator[None]:
+    """Say plainly that a model has no sizes of the usual names, or different ones from layer to layer.
+
+    Args:
+        config ([`~transformers.PretrainedConfig`]): Whose sizes are read inside.
+
+    Raises:
+        [`ConfigurationError`]: Reading them failed.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError, RuntimeError) as error:  # transformers' for sizes by layer is a RuntimeError
+        text = type(config.get_text_config()).__name__
+        raise ConfigurationError(
+            f"The sizes of a model cannot be read from its {text} ({str(error).partition('. ')[0]}), and "
+            "max_tokens_per_microbatch: auto needs them. Set it to a number of tokens, or to null."
+        ) from error
+
+
 def describe(config: PretrainedConfig) -> Architecture:
     """Read the sizes of a causal language model, exactly, by building it without memory.
 
@@ -142,8 +163,13 @@ def describe(config: PretrainedConfig) -> Architecture:
         [`Architecture`]: Its sizes.
 
     Raises:
-        [`ConfigurationError`]: transformers has no causal language model for it.
+        [`ConfigurationError`]: transformers has no causal language model for it, or its sizes cannot be read.
     """
+    with sizes_of(config):
+        return _describe(config)
+
+
+def _describe(config: PretrainedConfig) -> Architecture:
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 

@@ -29,6 +29,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trl_r1.exceptions import ConfigurationError, unknown
+from trl_r1.modeling.architecture import sizes_of
+from trl_r1.modeling.obstacles import why_not_packable
 
 FLASH = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
 KINDS = (*FLASH, "varlen", "sdpa", "padded")
@@ -42,10 +44,6 @@ _FLASH_MODULES = {
 }
 # The widest head of FlashAttention 2's kernels, which `torch.nn.attention.varlen` calls.
 _LARGEST_HEAD = 256
-# Layers whose every token sees its own sequence only through attention.
-_PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
-# Rotary embeddings that depend on the longest sequence of the batch, and so on who is packed with whom.
-_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 @dataclass(frozen=True)
@@ -66,51 +64,21 @@ class Attention:
         return self.kind != "padded"
 
 
-def why_not_packable(model: Any) -> str | None:
-    """Say why a model's sequences cannot share a row with equal results, or `None` if they can.
+def head_dim(config: PretrainedConfig) -> int:
+    """Return the size of one attention head.
 
     Args:
-        model (`PreTrainedModel`): The policy, without PEFT's wrapper. Anything with a `config` is enough.
+        config ([`~transformers.PretrainedConfig`]): The model's.
 
     Returns:
-        `str` or `None`: The reason.
+        `int`: The size.
+
+    Raises:
+        [`ConfigurationError`]: There are no heads, or their size differs from layer to layer.
     """
-    config: PretrainedConfig = model.config
     text = config.get_text_config()
-    if text is not config or hasattr(config, "vision_config"):
-        return "multimodal models place their images by padded position"
-    if config.is_encoder_decoder:
-        return "encoder-decoder models attend across rows"
-    if not getattr(model, "_supports_attention_backend", True) or not getattr(model, "_supports_flash_attn", True):
-        return f"{type(model).__name__} does not take another attention function"
-    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if layers - _PACKABLE_LAYERS:
-        return f"layers of type {sorted(layers - _PACKABLE_LAYERS)} carry state from one sequence to the next"
-    if getattr(text, "attn_logit_softcapping", None):
-        return "attention logits are soft-capped"
-    if text.model_type == "gpt_oss":
-        return "attention sinks are not supported"
-    if getattr(text, "attention_dropout", 0.0):
-        return "attention_dropout is not 0"
-    ropes = _rope_types(getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {})
-    if ropes & _LENGTH_DEPENDENT_ROPE:
-        return f"rotary embeddings of type {sorted(ropes & _LENGTH_DEPENDENT_ROPE)} depend on the longest sequence"
-    return None
-
-
-def _rope_types(parameters: Any) -> set[str]:
-    if not isinstance(parameters, dict):
-        return set()
-    found = {str(parameters.get("rope_type", parameters.get("type", "default")))}
-    for value in parameters.values():  # one set of parameters per kind of layer
-        found |= _rope_types(value)
-    return found
-
-
-def head_dim(config: PretrainedConfig) -> int:
-    """Return the size of one attention head."""
-    text = config.get_text_config()
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    with sizes_of(config):
+        return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def choose_attention(
@@ -140,23 +108,7 @@ def choose_attention(
         obstacle = "prompt learning puts its tokens before every row"
     half = dtype in (torch.bfloat16, torch.float16)
     if asked == "auto":
-        if obstacle:
-            return Attention("padded", f"{obstacle}: rows are sorted and trimmed instead")
-        if device.type != "cuda":
-            return Attention("padded", f"on {device.type} rows are sorted and trimmed")
-        if not half:
-            return Attention("padded", f"{dtype} has no variable-length kernel: rows are sorted and trimmed")
-        size = head_dim(model.config)
-        if size > _LARGEST_HEAD or size % 8:
-            return Attention("padded", f"heads of size {size} do not fit a kernel: rows are sorted and trimmed")
-        for kind in FLASH:
-            if _why_no_flash(kind, device) is None:
-                return Attention(kind, f"{_FLASH_MODULES[kind][0]} is installed")
-        if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-            return Attention(
-                "padded", f"PyTorch {torch.__version__} has no torch.nn.attention.varlen: rows are trimmed"
-            )
-        return Attention("varlen", "torch.nn.attention.varlen")
+        return Attention("padded", obstacle) if obstacle else _climb(model.config, device, dtype, half=half)
     if asked != "padded" and obstacle:
         raise ConfigurationError(f"packing={asked!r} cannot be used: {obstacle}. Use packing: auto or none.")
     if asked in ("varlen", *FLASH) and not (device.type == "cuda" and half):
@@ -167,6 +119,26 @@ def choose_attention(
     if asked in FLASH and (reason := _why_no_flash(asked, device)):
         raise ConfigurationError(f"packing={asked!r} cannot be used: {reason}. Use packing: auto or varlen.")
     return Attention(asked, "asked for")
+
+
+def _climb(config: PretrainedConfig, device: torch.device, dtype: torch.dtype, *, half: bool) -> Attention:
+    """Take the first step of the ladder that holds."""
+    if device.type != "cuda":
+        return Attention("padded", f"no kernel for a {device.type}")
+    if not half:
+        return Attention("padded", f"{dtype} has no variable-length kernel")
+    try:
+        size = head_dim(config)
+    except ConfigurationError:
+        return Attention("padded", "the size of its heads is not stated, or differs from layer to layer")
+    if size > _LARGEST_HEAD or size % 8:
+        return Attention("padded", f"heads of size {size} do not fit a kernel")
+    for kind in FLASH:
+        if _why_no_flash(kind, device) is None:
+            return Attention(kind, f"{_FLASH_MODULES[kind][0]} is installed")
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return Attention("padded", f"PyTorch {torch.__version__} has no torch.nn.attention.varlen")
+    return Attention("varlen", "torch.nn.attention.varlen")
 
 
 def _why_no_flash(kind: str, device: torch.device) -> str | None:
@@ -246,6 +218,7 @@ def kernel_attention(
     Returns:
         `tuple`: The output of shape `(1, T, H, D)`, and `None`.
     """
+    _check_call(query, attention_mask, cu_seq_lens_q, kwargs)
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **_dense(kwargs))
     assert max_length_q is not None
@@ -345,6 +318,7 @@ def sdpa_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within each sequence of a packed row by one SDPA call per sequence; see [`kernel_attention`]."""
+    _check_call(query, attention_mask, cu_seq_lens_q, kwargs)
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **_dense(kwargs))
     bounds = cu_seq_lens_q.tolist()
@@ -360,6 +334,25 @@ def sdpa_attention(
             )[0]
         )
     return torch.cat(outputs, dim=1), None
+
+
+def _check_call(
+    query: torch.Tensor, mask: torch.Tensor | None, bounds: torch.Tensor | None, kwargs: dict[str, Any]
+) -> None:
+    """Refuse what would be computed wrongly without a word: lost bounds of packed sequences, and attention sinks.
+
+    Only a packed row comes with [`unused_mask`]'s shape and more than one query.
+    """
+    if bounds is None and mask is not None and mask.shape == (1, 1, 1, 1) and query.size(2) > 1:
+        raise RuntimeError(
+            "A packed row reached attention without cu_seq_lens_q, the bounds of its sequences: a layer of this model "
+            "does not hand its keywords on. Use packing: none (for fine-tuning: packed_attention: none)."
+        )
+    if kwargs.get("s_aux") is not None:
+        raise RuntimeError(
+            "Attention sinks (s_aux) are not supported by packed attention. Use packing: none (for fine-tuning: "
+            "packed_attention: none)."
+        )
 
 
 def _dense(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from trl_r1.exceptions import ConfigurationError
+from trl_r1.modeling.architecture import sizes_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,28 @@ class SequenceCost:
     hidden: int
 
     @classmethod
+    def by_tokens(cls) -> SequenceCost:
+        """A cost that counts tokens alone."""
+        return cls(backbone=1, layers=0, query_width=0, vocabulary=0, hidden=0)
+
+    @classmethod
     def of(cls, config: PretrainedConfig) -> SequenceCost:
-        """Read the sizes from a model's configuration."""
+        """Read the sizes from a model's configuration.
+
+        Args:
+            config ([`~transformers.PretrainedConfig`]): Of any language model.
+
+        Returns:
+            [`SequenceCost`]: Its cost.
+
+        Raises:
+            [`ConfigurationError`]: It does not state the sizes of a transformer, or several for one.
+        """
+        with sizes_of(config):
+            return cls._of(config)
+
+    @classmethod
+    def _of(cls, config: PretrainedConfig) -> SequenceCost:
         text = config.get_text_config()
         heads = text.num_attention_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // heads

@@ -96,8 +96,10 @@ class R1GRPOConfig(GRPOConfig):
             process: for `trl-r1 report` and `trl-r1 rescore`.
         trim_rows (`int`, *optional*):
             Where sequences are not packed: rows that share a forward pass, sorted by length and trimmed of padding; 0
-            leaves TRL's padded passes. The result is the same. Defaults to 16 on a CPU, where a pass costs what its tokens
-            cost, and to `per_device_train_batch_size` elsewhere.
+            leaves TRL's padded passes. The result is the same, wherever a row's result does not depend on the padded width;
+            where it does (dynamic and longrope rotary embeddings, learned positions that count padding) rows are never
+            trimmed. Defaults to 16 on a CPU, where a pass costs what its tokens cost, and to
+            `per_device_train_batch_size` elsewhere.
         packing (`str`, defaults to `"auto"`):
             How sequences share a forward pass ([`~trl_r1.modeling.attention.choose_attention`]): `"auto"` packs them in
             one row wherever a kernel for it is there, and sorts and trims them elsewhere; `"none"` never packs.

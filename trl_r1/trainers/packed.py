@@ -25,12 +25,14 @@ from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
+from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.weights import is_4bit
-from trl_r1.modeling.architecture import Adapter
+from trl_r1.modeling.architecture import Adapter, describe
 from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask
 from trl_r1.modeling.balance import SequenceCost
 from trl_r1.modeling.compiling import compile_layers
 from trl_r1.modeling.memory import check_budget, choose_budget, free_device_bytes
+from trl_r1.modeling.obstacles import why_not_trimmable
 from trl_r1.modeling.out_of_memory import (
     NO_GRADIENT_BUDGET,
     explained,
@@ -38,6 +40,7 @@ from trl_r1.modeling.out_of_memory import (
     scoring_out_of_memory_message,
 )
 from trl_r1.modeling.packing import Packed, Span, best_fit, pack, spans
+from trl_r1.modeling.probe import why_packing_fails
 from trl_r1.modeling.trimming import trimmed_chunks
 from trl_r1.trainers.bins import (
     FACTOR,
@@ -79,27 +82,22 @@ class PackedGRPOTrainer(GRPOTrainer):
         base = self.accelerator.unwrap_model(self.model)
         peft = getattr(base, "active_peft_config", None)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        self.attention = choose_attention(
-            base,
-            self.accelerator.device,
-            self._compute_dtype(base),
-            self.args.packing,
-            prompt_learning=bool(getattr(peft, "is_prompt_learning", False)),
-        )
+        self.attention = self._choose_attention(base, bool(getattr(peft, "is_prompt_learning", False)))
         for model in (base, self.ref_model):
             if model is not None:
                 enable_packing(self.accelerator.unwrap_model(model), self.attention)
-        self._trim_rows = self.args.trim_rows
+        self._why_not_trimmed = why_not_trimmable(base)
+        self._trim_rows = 0 if self._why_not_trimmed else self.args.trim_rows
         if self._trim_rows is None:
             on_cpu = self.accelerator.device.type == "cpu"
             self._trim_rows = _CPU_TRIM_ROWS if on_cpu else self.args.per_device_train_batch_size
-        self._cost = SequenceCost.of(base.config)
         self._pending: list[dict[str, Any]] = []
         self._policy_inputs: dict[str, Any] | None = None
         self._warned_about_longest = False
         self.max_tokens_per_microbatch = self._choose_budget(base)
         obstacle = self._why_not_regrouped() if self.max_tokens_per_microbatch else None
         self._regroups = bool(self.max_tokens_per_microbatch) and obstacle is None
+        self._cost = self._cost_of_rows(base.config) if self._regroups else SequenceCost.by_tokens()
         self._announce_passes()
         if obstacle:
             self._warn(f"max_tokens_per_microbatch={self.max_tokens_per_microbatch} is not used: {obstacle}.")
@@ -108,8 +106,24 @@ class PackedGRPOTrainer(GRPOTrainer):
             if self.ref_model is not None:
                 compile_layers(self.accelerator.unwrap_model(self.ref_model))
 
+    def _choose_attention(self, base: Any, prompt_learning: bool) -> Attention:
+        dtype = self._compute_dtype(base)
+        asked = self.args.packing
+        chosen = choose_attention(base, self.accelerator.device, dtype, asked, prompt_learning=prompt_learning)
+        if not chosen.packs or self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            return chosen  # sharded weights are not there yet; attention itself refuses a row whose bounds got lost
+        with self.accelerator.autocast():
+            reason = why_packing_fails(base, chosen, dtype)
+        reason = next((found for found in gather_object([reason]) if found), None)
+        if reason and asked != "auto":
+            raise ConfigurationError(f"packing={asked!r} cannot be used: {reason}. Use packing: auto or none.")
+        return Attention("padded", reason) if reason else chosen
+
     def _announce_passes(self) -> None:
         said = f"Forward passes: {self.attention.kind} ({self.attention.reason})."
+        if not self.attention.packs:
+            how = f"keep TRL's padding: {self._why_not_trimmed}" if self._why_not_trimmed else "are sorted and trimmed"
+            said = said[:-1] + (f"; rows {how}." if self._trim_rows or self._why_not_trimmed else ".")
         pads_policy = self.aux_loss_enabled and self.loss_type != "r1"  # which has no auxiliary loss
         if pads_policy:
             said = said[:-1] + "; the policy's are TRL's padded ones, for the router's auxiliary loss."
@@ -137,8 +151,13 @@ class PackedGRPOTrainer(GRPOTrainer):
         free = free_device_bytes(self.accelerator.device) if self.attention.packs else None
         if free is None:
             return None
+        try:
+            architecture = describe(base.config)
+        except ConfigurationError as error:
+            self._warn(f"max_tokens_per_microbatch: auto keeps TRL's micro-batches. {error}")
+            return None
         chosen = choose_budget(
-            base.config,
+            architecture,
             min(gather_object([free])),
             self.args.vllm_max_model_length or self.args.longest_completion + _PROMPT_ALLOWANCE,
             dtype=base.dtype,
@@ -157,6 +176,15 @@ class PackedGRPOTrainer(GRPOTrainer):
         (self._say if chosen.fits else self._warn)(f"max_tokens_per_microbatch: {chosen.reason}.")
         return chosen.tokens
 
+    def _cost_of_rows(self, config: Any) -> SequenceCost:
+        try:
+            return SequenceCost.of(config)
+        except ConfigurationError:
+            self._warn(
+                f"Micro-batches are made equal in tokens, not in cost: no cost is known for {type(config).__name__}."
+            )
+            return SequenceCost.by_tokens()
+
     def _why_not_regrouped(self) -> str | None:
         """Say why rows keep TRL's micro-batches, or `None`."""
         if self.loss_type not in MEANS_OVER_ROWS | SUMS_OVER_TOKENS | MEANS_OVER_TOKENS:
@@ -167,6 +195,8 @@ class PackedGRPOTrainer(GRPOTrainer):
             return "the router's auxiliary loss is a mean over TRL's micro-batch"
         if self._micro_batches_per_rollout % self.args.gradient_accumulation_steps:
             return "an optimizer step spans several rollouts"  # whose rows have other widths
+        if self._why_not_trimmed and not self.attention.packs:
+            return f"bins trim their rows, and {self._why_not_trimmed}"
         if self._is_vlm or self.tools:
             return "images and tools are laid out by TRL's micro-batch"
         return None

@@ -20,7 +20,8 @@ from trl_r1.data.traces import split_conversation
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.engine import eos_token_ids
 from trl_r1.generation.transformers import sample_with_transformers
-from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask, why_not_packable
+from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask
+from trl_r1.modeling.obstacles import why_not_packable
 from trl_r1.prompts import PromptTemplate
 from trl_r1.rows import Completion, Prompt
 from trl_r1.trainers.callbacks import StopAtRolloutBoundary
