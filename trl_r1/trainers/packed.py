@@ -59,8 +59,8 @@ _PROMPT_ALLOWANCE = 1024
 class PackedGRPOTrainer(GRPOTrainer):
     """TRL's [`~trl.GRPOTrainer`] with the packed, budgeted, balanced step. See the module for what it does.
 
-    Hooks wrapped: `_get_per_token_logps_and_entropies`, `_generate_and_score_completions`, `_prepare_inputs`,
-    `training_step`, `compute_loss`.
+    Hooks wrapped: `_get_per_token_logps_and_entropies`, `_generate_single_turn`, `_generate_and_score_completions`,
+    `_prepare_inputs`, `training_step`, `compute_loss`.
     """
 
     args: R1GRPOConfig
@@ -75,9 +75,9 @@ class PackedGRPOTrainer(GRPOTrainer):
         peft = getattr(base, "active_peft_config", None)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
         self.attention = self._choose_attention(base, bool(getattr(peft, "is_prompt_learning", False)))
-        for model in (base, self.ref_model):
-            if model is not None:
-                enable_packing(self.accelerator.unwrap_model(model), self.attention)
+        self._attention_of_its_own = enable_packing(base, self.attention)
+        if self.ref_model is not None:
+            enable_packing(self.accelerator.unwrap_model(self.ref_model), self.attention)
         self._why_not_trimmed = why_not_trimmable(base)
         self._trim_rows = 0 if self._why_not_trimmed else self.args.trim_rows
         if self._trim_rows is None:
@@ -304,6 +304,18 @@ class PackedGRPOTrainer(GRPOTrainer):
             if entropies is not None and chunk_entropies is not None:
                 entropies = entropies.index_put(index, chunk_entropies.to(entropies.dtype))
         return logps, entropies, None
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.use_transformers_continuous_batching and self.attention.packs):
+            return super()._generate_single_turn(*args, **kwargs)
+        # Continuous batching looks for a paged variant of the attention in force, and there is one of the model's own.
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.set_attn_implementation(self._attention_of_its_own)
+        try:
+            return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            enable_packing(base, self.attention)
 
     # No old-policy pass when on-policy
 
