@@ -153,7 +153,9 @@ class PackedGRPOTrainer(GRPOTrainer):
             min(gather_object([free])),
             self.args.vllm_max_model_length or self.args.longest_completion + _PROMPT_ALLOWANCE,
             dtype=base.dtype,
-            trained_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            trained_parameters=sum(
+                getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad
+            ),  # ZeRO-3's own parameters are empty
             optimizer=str(getattr(self.args.optim, "value", self.args.optim)),
             checkpointing=None if self.args.chooses_checkpointing else bool(self.args.gradient_checkpointing),
             world_size=self.accelerator.num_processes,
@@ -161,6 +163,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             autocast=self.accelerator.mixed_precision in ("bf16", "fp16"),
             adapter=Adapter.of(self.accelerator.unwrap_model(self.model)),
             weight_bits=4 if is_4bit(base) else None,
+            weights_ready=base.device.type == self.accelerator.device.type,
         )
         if self.args.chooses_checkpointing and not chosen.checkpointing:
             self.args.gradient_checkpointing = False  # read by transformers when training begins
