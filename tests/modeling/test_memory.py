@@ -157,6 +157,17 @@ def test_largest_micro_batch_is_the_largest_that_fits():
     assert training_memory(QWEN_7B, dtype="float32", device_bytes=80 * GIB).largest_tokens == 0
 
 
+def test_weights_that_are_yet_to_come_leave_less_room():
+    settings = {"dtype": "bfloat16", "world_size": 8, "sharded": True, "autocast": True}
+    ready = choose_budget(QWEN_7B, 40 * GIB, 4096, **settings)
+    coming = choose_budget(QWEN_7B, 40 * GIB, 4096, **settings, weights_ready=False)
+    assert "for weights, gradients" in coming.reason
+    shard = training_memory(QWEN_7B, **settings).weights
+    same = choose_budget(QWEN_7B, 40 * GIB - round(shard / 0.92), 4096, **settings)
+    assert (coming.tokens, coming.checkpointing) == (same.tokens, same.checkpointing)
+    assert (coming.checkpointing, -coming.tokens) > (ready.checkpointing, -ready.tokens)
+
+
 def test_budget_is_chosen_from_free_memory():
     roomy = choose_budget(QWEN_05B, 138 * GIB, 8_320, dtype="bfloat16")
     assert (roomy.tokens, roomy.checkpointing, roomy.fits) == (LARGEST_BUDGET, False, True)

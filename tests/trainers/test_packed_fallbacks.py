@@ -239,3 +239,25 @@ def test_out_of_memory_names_the_budget_to_try_next(step, which):
 def test_out_of_memory_without_a_budget_names_the_rows_to_try_next(step, settings, expected):
     with pytest.raises(torch.OutOfMemoryError, match=expected):
         step(R1GRPOTrainer, minibatches_per_rollout=2, prepare=runs_out("old"), **settings)
+
+
+def test_continuous_batching_writes_with_the_models_own_attention(build_trainer, monkeypatch):
+    seen = []
+    trainer = build_trainer(
+        packing="sdpa",
+        max_steps=1,
+        use_transformers_continuous_batching=True,
+        transformers_continuous_batching_config={"num_blocks": 64, "max_batch_tokens": 256},
+    )
+    packs = trainer.model.config._attn_implementation
+    generate = type(trainer.model).generate_batch
+
+    def watched(model, *args, **kwargs):
+        seen.append(model.config._attn_implementation)
+        return generate(model, *args, **kwargs)
+
+    monkeypatch.setattr(type(trainer.model), "generate_batch", watched)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert seen == ["sdpa"]
+    assert trainer.model.config._attn_implementation == packs == "trl_r1_sdpa"

@@ -154,17 +154,21 @@ def _why_no_flash(kind: str, device: torch.device) -> str | None:
     return None if major in capabilities else f"{module} has no kernel for this GPU (compute capability {major}.x)"
 
 
-def enable_packing(model: Any, attention: Attention) -> None:
+def enable_packing(model: Any, attention: Attention) -> str:
     """Set the attention function of a loaded model (and of nothing else).
 
     Args:
         model (`PreTrainedModel`): The policy, without PEFT's wrapper.
         attention ([`Attention`]): The choice. With `padded` the model is left alone.
+
+    Returns:
+        `str`: The name of the function it had, for `model.set_attn_implementation`.
     """
-    if not attention.packs:
-        return
-    register()
-    model.set_attn_implementation(_NAMES[attention.kind])
+    before: str = model.config._attn_implementation
+    if attention.packs:
+        register()
+        model.set_attn_implementation(_NAMES[attention.kind])
+    return before
 
 
 @functools.cache

@@ -258,6 +258,7 @@ def choose_budget(
     adapter: Adapter | None = None,
     weight_bits: int | None = None,
     optimizer_ready: bool = False,
+    weights_ready: bool = True,
 ) -> Budget:
     """Pick the token budget of a micro-batch, and whether layers must be recomputed, from the free memory.
 
@@ -271,6 +272,8 @@ def choose_budget(
         longest_sequence (`int`): Longest prompt + cap of a completion, in tokens.
         checkpointing (`bool`, *optional*): `True` or `False` when the user has decided; `None` to choose.
         optimizer_ready (`bool`, defaults to `False`): Whether gradients and states are allocated already (a later call).
+        weights_ready (`bool`, defaults to `True`): Whether the weights are on the device already; FSDP brings its shards
+            when training begins.
         dtype, trained_parameters, optimizer, world_size, sharded, autocast, adapter, weight_bits:
             As for [`training_memory`].
 
@@ -287,6 +290,7 @@ def choose_budget(
         sharded=sharded, autocast=autocast, adapter=adapter, weight_bits=weight_bits,
     )  # fmt: skip
     pending = plan.copies if optimizer_ready else plan.copies + plan.gradients + plan.optimizer
+    pending += 0 if weights_ready else plan.weights
     available = free_bytes * (1 - RESERVE) - pending
     tokens = 0
     choices = [False, True] if checkpointing is None else [checkpointing]
@@ -298,7 +302,8 @@ def choose_budget(
         if tokens >= longest_sequence:
             break
     chosen = min(_down(tokens), LARGEST_BUDGET)
-    facts = f"{free_bytes / GIB:.1f} GiB free, {pending / GIB:.1f} GiB of it for gradients and optimizer states"
+    facts = f"{free_bytes / GIB:.1f} GiB free, {pending / GIB:.1f} GiB of it for "
+    facts += f"{'' if weights_ready else 'weights, '}gradients and optimizer states"
     how = "with" if recompute else "without"
     if tokens >= longest_sequence:
         chosen = max(chosen, _up(longest_sequence))

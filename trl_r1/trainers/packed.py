@@ -67,8 +67,8 @@ _PROMPT_ALLOWANCE = 1024
 class PackedGRPOTrainer(GRPOTrainer):
     """TRL's [`~trl.GRPOTrainer`] with the packed, budgeted, balanced step. See the module for what it does.
 
-    Hooks wrapped: `_get_per_token_logps_and_entropies`, `_generate_and_score_completions`, `_prepare_inputs`,
-    `training_step`, `compute_loss`.
+    Hooks wrapped: `_get_per_token_logps_and_entropies`, `_generate_single_turn`, `_generate_and_score_completions`,
+    `_prepare_inputs`, `training_step`, `compute_loss`.
     """
 
     args: R1GRPOConfig
@@ -83,9 +83,9 @@ class PackedGRPOTrainer(GRPOTrainer):
         peft = getattr(base, "active_peft_config", None)
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
         self.attention = self._choose_attention(base, bool(getattr(peft, "is_prompt_learning", False)))
-        for model in (base, self.ref_model):
-            if model is not None:
-                enable_packing(self.accelerator.unwrap_model(model), self.attention)
+        self._attention_of_its_own = enable_packing(base, self.attention)
+        if self.ref_model is not None:
+            enable_packing(self.accelerator.unwrap_model(self.ref_model), self.attention)
         self._why_not_trimmed = why_not_trimmable(base)
         self._trim_rows = 0 if self._why_not_trimmed else self.args.trim_rows
         if self._trim_rows is None:
@@ -161,7 +161,9 @@ class PackedGRPOTrainer(GRPOTrainer):
             min(gather_object([free])),
             self.args.vllm_max_model_length or self.args.longest_completion + _PROMPT_ALLOWANCE,
             dtype=base.dtype,
-            trained_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            trained_parameters=sum(
+                getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad
+            ),  # ZeRO-3's own parameters are empty
             optimizer=str(getattr(self.args.optim, "value", self.args.optim)),
             checkpointing=None if self.args.chooses_checkpointing else bool(self.args.gradient_checkpointing),
             world_size=self.accelerator.num_processes,
@@ -169,6 +171,7 @@ class PackedGRPOTrainer(GRPOTrainer):
             autocast=self.accelerator.mixed_precision in ("bf16", "fp16"),
             adapter=Adapter.of(self.accelerator.unwrap_model(self.model)),
             weight_bits=4 if is_4bit(base) else None,
+            weights_ready=base.device.type == self.accelerator.device.type,
         )
         if self.args.chooses_checkpointing and not chosen.checkpointing:
             self.args.gradient_checkpointing = False  # read by transformers when training begins
@@ -312,6 +315,18 @@ class PackedGRPOTrainer(GRPOTrainer):
             if entropies is not None and chunk_entropies is not None:
                 entropies = entropies.index_put(index, chunk_entropies.to(entropies.dtype))
         return logps, entropies, None
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.use_transformers_continuous_batching and self.attention.packs):
+            return super()._generate_single_turn(*args, **kwargs)
+        # Continuous batching looks for a paged variant of the attention in force, and there is one of the model's own.
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.set_attn_implementation(self._attention_of_its_own)
+        try:
+            return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            enable_packing(base, self.attention)
 
     # No old-policy pass when on-policy
 
