@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from trl_r1.exceptions import ConfigurationError
-from trl_r1.trainers import checks, last_complete_checkpoint
+from trl_r1.trainers import R1GRPOConfig, checks, last_complete_checkpoint
 from trl_r1.trainers.checkpoints import (
     REFERENCE_FILE,
     adapter_parameters,
@@ -145,10 +145,14 @@ def test_the_reference_is_loaded_where_deepspeed_gets_too(build_trainer, tmp_pat
     assert all(torch.equal(reference[name], tensor) for name, tensor in kept.items())
 
 
-def test_resets_of_a_reference_in_pieces_are_refused(build_trainer, monkeypatch):
+def test_resets_of_a_reference_in_pieces_are_refused(build_trainer, monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ConfigurationError, match="sync_ref_model: false"):
-        build_trainer(beta=0.05)
+        build_trainer(beta=0.05, sync_ref_model=True)
+    args = R1GRPOConfig(output_dir=str(tmp_path), beta=0.05, use_cpu=True, report_to="none")
+    assert args.sync_ref_model
+    checks.check_reference(args)
+    assert args.sync_ref_model is False, "the default, which nobody asked for"
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 from datasets import Dataset
@@ -12,6 +13,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.options import check_options
 from trl_r1.trainers.grpo_config import R1GRPOConfig
+
+logger = logging.getLogger(__name__)
 
 
 def check_data(args: R1GRPOConfig, train_dataset: Any) -> None:
@@ -30,8 +33,15 @@ def check_data(args: R1GRPOConfig, train_dataset: Any) -> None:
 
 
 def check_reference(args: R1GRPOConfig) -> None:
-    """Refuse resets of a reference whose weights cannot be kept: ZeRO-3 leaves a rank empty tensors to copy and save."""
+    """Refuse resets of a reference whose weights cannot be kept: ZeRO-3 leaves a rank empty tensors to copy and save.
+
+    Resets that nobody asked for, which are the default, are left out.
+    """
     if args.sync_ref_model and args.beta != 0.0 and is_deepspeed_zero3_enabled():
+        if args.chooses_reference_resets:
+            logger.warning("The reference model stays the initial one: under DeepSpeed ZeRO-3 it cannot be reset.")
+            args.sync_ref_model = False
+            return
         raise ConfigurationError(
             "sync_ref_model=True: under DeepSpeed ZeRO-3 a checkpoint would lack the reference, and a resumed run would go "
             "back to the initial one. Set sync_ref_model: false to keep the initial reference throughout, beta: 0.0 to have "

@@ -219,6 +219,7 @@ class R1GRPOConfig(GRPOConfig):
             raise ConfigurationError(
                 f"num_generations is {self.num_generations}: a group needs at least 2 to have a spread (R1: 16)."
             )
+        self.chooses_reference_resets = self.sync_ref_model is None
         if self.sync_ref_model is None:
             self.sync_ref_model = self.beta != 0.0
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
