@@ -267,11 +267,11 @@ def test_too_few_rows_says_how_many_there_are(sources, tmp_path):
 def test_unreadable_rows_are_named_from_a_worker_too(tmp_path):
     path = tmp_path / "broken.jsonl"
     path.write_text(json.dumps(trace(1)) + "\n" + '{"prompt": "cut o')
-    with pytest.raises(DataError, match=r"broken.jsonl, byte \d+: no JSON"):
+    with pytest.raises(DataError, match=r"broken.jsonl, byte \d+ is no JSON"):
         mix(MixtureConfig((MixtureSource("b", str(path)),)), tmp_path / "out", 1)
     other = write(tmp_path / "no_target.jsonl", [{"prompt": "a"}])
     both = (MixtureSource("b", str(path)), MixtureSource("n", other))
-    with pytest.raises(DataError, match=r"broken.jsonl, byte \d+: no JSON"):
+    with pytest.raises(DataError, match=r"broken.jsonl, byte \d+ is no JSON"):
         mix(MixtureConfig(both), tmp_path / "out2", 2)
     with pytest.raises(DataError, match=r"no \.jsonl or \.parquet file"):
         mix(MixtureConfig((MixtureSource("x", str(tmp_path / "absent.jsonl")),)), tmp_path / "out3", 1)

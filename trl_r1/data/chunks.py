@@ -6,13 +6,13 @@ A piece is a few megabytes, so memory does not grow with the data, and it is wha
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trl_r1.data.files import json_object
 from trl_r1.exceptions import DataError
 
 # Bytes of a piece of JSONL, and rows of a piece of an Arrow data set.
@@ -144,17 +144,7 @@ def _read_lines(chunk: Chunk) -> Iterator[dict[str, Any]]:
             line = file.readline()
             if not line.strip():
                 continue
-            try:
-                example = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{chunk.path}, byte {position}: no JSON ({error}). A file cut short? Remove the line."
-                ) from None
-            if not isinstance(example, dict):
-                raise DataError(
-                    f"{chunk.path}, byte {position}: a {type(example).__name__} where a JSON object is needed."
-                )
-            yield example
+            yield json_object(line, f"{chunk.path}, byte {position}")
 
 
 def _read_groups(chunk: Chunk) -> Iterator[dict[str, Any]]:

@@ -31,18 +31,25 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                example = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}, line {number} is no JSON: {error}. A file cut short? Remove the line."
-                ) from None
-            if not isinstance(example, dict):
-                raise DataError(
-                    f"{path}, line {number} is a {type(example).__name__}. Each line must be a JSON object, such as "
-                    '{"prompt": "…"}; call a file that is one list .json.'
-                )
-            yield example
+            yield json_object(line, f"{path}, line {number}")
+
+
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """Read the object that a line of JSON is.
+
+    Raises:
+        [`DataError`]: It is none; says at which `place`.
+    """
+    try:
+        example = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place} is no JSON: {error}. A file cut short? Remove the line.") from None
+    if not isinstance(example, dict):
+        raise DataError(
+            f"{place} is a {type(example).__name__}. Each line must be a JSON object, such as "
+            '{"prompt": "…"}; call a file that is one list .json.'
+        )
+    return example
 
 
 class JsonLines:
