@@ -6,11 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from peft import LoHaConfig, LoraConfig, PeftConfig, TrainableTokensConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from trl_r1.exceptions import EngineError
-from trl_r1.generation.weights import check_tied, effective_weights, is_4bit
+from trl_r1.exceptions import ConfigurationError, EngineError
+from trl_r1.generation.weights import check_tied, effective_weights, is_4bit, keep_4bit_weights
 
 from .conftest import PROMPTS, engine_gap, mean_gap, perturb, policy_logprobs
 
@@ -75,14 +76,37 @@ def test_lora_arrives_merged_and_leaves_the_frozen_base_bit_identical(kind, poli
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_4bit_arrives_dequantised_and_merged(checkpoints, engines):
+def in_4bit(checkpoint):
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoints["untied"], quantization_config=quantisation, dtype=torch.float32, device_map="cpu"
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint, quantization_config=quantisation, dtype=torch.float32, device_map="cpu"
     )
-    model = get_peft_model(model, lora())
+
+
+@torch.no_grad()
+def test_evaluating_leaves_4bit_weights_as_they_were_quantised(checkpoints):
+    model = in_4bit(checkpoints["untied"]).eval()
+    before = {name: weight.clone() for name, weight in effective_weights(model, lambda _: nullcontext())}
+    keep_4bit_weights(model)
+    model(torch.tensor([[5, 6, 7]]))
+    after = dict(effective_weights(model, lambda _: nullcontext()))
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="bitsandbytes rearranges its layers on AVX-512 with bfloat16 alone")
+@torch.no_grad()
+def test_4bit_layers_that_were_rearranged_are_refused(checkpoints):
+    model = in_4bit(checkpoints["untied"]).eval()
+    model(torch.tensor([[5, 6, 7]]))
+    with pytest.raises(ConfigurationError, match=r"layers.0.*Load the model again"):
+        keep_4bit_weights(model)
+
+
+def test_4bit_arrives_dequantised_and_merged(checkpoints, engines):
+    model = get_peft_model(in_4bit(checkpoints["untied"]), lora())
+    keep_4bit_weights(model)  # as the trainers do
     assert is_4bit(model)
     engine = engines("untied", model)
     torch.manual_seed(1)

@@ -149,8 +149,8 @@ def test_print_samples_tells_what_is_unknown(capsys: pytest.CaptureFixture[str])
 
 
 def test_an_answer_over_which_a_worker_is_lost_counts_as_none() -> None:
-    limits = Limits(item_seconds=0.05)
-    slow = "R U " * 4990  # ten thousand moves to simulate: longer than these limits
+    limits = Limits(item_seconds=0.01)  # a tick of the system's clock
+    slow = "R U " * 4990  # ten thousand moves to simulate: a fifth of a second and more
     with WorkerPool(1, limits, initializer=Ready(WorkerSettings.of_this_process(), ("rubiks_cube",))) as workers:
         found = score_samples([CUBE, LEGS], [answers("junk", slow), answers("1", "7919")], workers=workers)
         assert workers.replaced >= 2

@@ -46,8 +46,12 @@ class Gradients(TrainerCallback):
 
 
 def assert_same(ours, stock):
-    """Equal to 1e-5 of the largest element; the second step starts from weights that Adam has already made differ."""
-    for our_step, stock_step, rtol in zip(ours, stock, (1e-5, 1e-4), strict=False):
+    """Equal to 1e-5 of the largest element; the second step starts from weights that Adam has already made differ.
+
+    By how much depends on the processor: Adam's first update is a whole step of the learning rate in the direction of each
+    element's sign, and an element that is all rounding has any. 2e-4 was seen.
+    """
+    for our_step, stock_step, rtol in zip(ours, stock, (1e-5, 5e-4), strict=False):
         assert our_step.keys() == stock_step.keys()
         scale = max(float(g.abs().max()) for g in stock_step.values())
         assert scale > 0

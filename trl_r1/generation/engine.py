@@ -141,6 +141,7 @@ class ColocatedEngine(VLLMGeneration):
             super()._init_vllm()
             return
         self.model: Any = weights.unwrapped(self.model)
+        weights.keep_4bit_weights(self.model)
         config: Any = self.model.config
         check_options(
             self.engine_options,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trl_r1.exceptions import EngineError
+from trl_r1.exceptions import ConfigurationError, EngineError
 
 Weight = tuple[str, torch.Tensor]
 
@@ -22,6 +22,30 @@ Weight = tuple[str, torch.Tensor]
 def is_4bit(model: nn.Module) -> bool:
     """Whether bitsandbytes holds some of the model's linear layers in 4 bits."""
     return any(_quant_state(parameter) is not None for parameter in model.parameters())
+
+
+def keep_4bit_weights(model: nn.Module) -> None:
+    """Have bitsandbytes leave 4-bit weights on a CPU as they were quantised.
+
+    Where the processor knows bfloat16 (AVX-512), its layers rearrange themselves at the first forward pass in evaluation mode
+    and round their scales to bfloat16: from then on the frozen base computes otherwise than before, and its weights cannot
+    be read any more (putting them back loses the scales' order).
+
+    Raises:
+        [`ConfigurationError`]: A layer has done so already.
+    """
+    if not is_4bit(model):
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            if getattr(_quant_state(module.weight), "packing_format_for_cpu", False):
+                raise ConfigurationError(
+                    f"{name} is no longer the 4-bit layer that was loaded: bitsandbytes rearranged it when the model was "
+                    "evaluated on this CPU. Load the model again and give it to the trainer before it is evaluated."
+                )
+            module.support_avx512bf16_for_cpu = False
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from trl_r1.data.rollouts import RolloutLog
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.generation.engine import ColocatedEngine, colocated_engine
 from trl_r1.generation.transformers import sample_with_transformers
+from trl_r1.generation.weights import keep_4bit_weights
 from trl_r1.modeling.head import use_float32_head
 from trl_r1.rewards.pool import RewardPool
 from trl_r1.rows import Completion, Prompt
@@ -162,6 +163,7 @@ class R1GRPOTrainer(PackedGRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        keep_4bit_weights(self.model)
         if float32_head:
             args.cast_lm_head_to_fp32 = True
             use_float32_head(cast("PeftModel", self.model), self.temperature, ("log_probs", "entropy"))

@@ -20,6 +20,7 @@ from trl_r1.data.traces import split_conversation
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.generation.engine import eos_token_ids
 from trl_r1.generation.transformers import sample_with_transformers
+from trl_r1.generation.weights import keep_4bit_weights
 from trl_r1.modeling.attention import Attention, choose_attention, enable_packing, unused_mask
 from trl_r1.modeling.obstacles import why_not_packable
 from trl_r1.prompts import PromptTemplate
@@ -147,6 +148,7 @@ class R1SFTTrainer(SFTTrainer):
             model=model, args=args, data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=tokenizer, peft_config=peft_config, callbacks=callbacks, **kwargs,
         )  # fmt: skip
+        keep_4bit_weights(self.model)
         if packs is not None:
             self.train_dataset = packs
             self.padding_free = True
