@@ -10,8 +10,11 @@ import pytest
 
 from trl_r1.exceptions import ConfigurationError, DataError, MissingExtraError, TrlR1Error
 from trl_r1.pipeline import parse_r1_zero, r1_zero
+from trl_r1.pipeline.sft import sft
+from trl_r1.pipeline.sft_arguments import parse_sft
 
 SMALL = ["--use_cpu", "true", "--use_vllm", "false", "--max_rows", "64", "--max_test_rows", "16", "--report_to", "none"]
+SMALL_SFT = ["--use_cpu", "true", "--traces", "nano:countdown", "--report_to", "none"]
 
 
 @pytest.fixture
@@ -171,6 +174,15 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, no_weights: object) -
     (unfinished / "checkpoint-20" / "config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"It holds checkpoint-20: name one of them"):
         run(tmp_path, "--model_name_or_path", str(unfinished))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, no_weights: object) -> None:
+    missing = str(tmp_path / "missing")
+    said = r"Model '.*missing' cannot be read: (?s:.*)Give a Hub id or a folder with a config.json"
+    with pytest.raises(ConfigurationError, match=said):
+        run(tmp_path, "--model_name_or_path", missing)
+    with pytest.raises(ConfigurationError, match=said):
+        sft(*parse_sft([*SMALL_SFT, "--output_dir", str(tmp_path / "sft"), "--model_name_or_path", missing]))
 
 
 def test_earlier_run_is_not_mixed_with_a_new_one(tmp_path: Path, no_weights: object) -> None:

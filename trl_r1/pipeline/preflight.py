@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_r1.data.question_mixture import load_mixture
 from trl_r1.evaluation import check_k
 from trl_r1.exceptions import ConfigurationError, DataError
+from trl_r1.generation.checkpoint import Checkpoint
 from trl_r1.generation.options import check_options
 from trl_r1.modeling.memory import check_budget
 from trl_r1.nano import checkpoint_path
@@ -81,6 +82,7 @@ def prepare(script_args: RLArguments, training_args: R1GRPOConfig, model_args: M
     check_k(script_args.heldout_samples, script_args.heldout_cons_k, script_args.heldout_pass_k)
     rewards = _rewards(script_args, training_args)
     model_path = resolve_model(model_args.model_name_or_path)
+    check_model(model_path, _revision(model_path, model_args))
     if not script_args.preview:
         check_engine(model_path, training_args, model_args)
     # One process fills the caches first, the others read them.
@@ -195,6 +197,20 @@ def resolve_model(name: str | None) -> str:
     return name
 
 
+def check_model(model_path: str, revision: str | None = None) -> None:
+    """Refuse a model that is not there, in a sentence instead of the Hub's traceback; only its configuration is read.
+
+    Args:
+        model_path (`str`): Hub id or folder, as [`resolve_model`] gives it.
+        revision (`str`, *optional*): Of a Hub id.
+
+    Raises:
+        [`ConfigurationError`]: There is no such model, or the Hub cannot be reached.
+    """
+    if not Path(model_path, "adapter_config.json").is_file():
+        Checkpoint(model_path, revision).config()
+
+
 def check_engine(model_path: str, training_args: R1GRPOConfig, model_args: ModelConfig) -> None:
     """Refuse what cannot be loaded or sampled on this machine, before loading.
 
@@ -218,7 +234,7 @@ def check_engine(model_path: str, training_args: R1GRPOConfig, model_args: Model
         )
     check_options(
         cast("dict[str, Any]", training_args.vllm_engine_kwargs or {}),
-        config=AutoConfig.from_pretrained(model_path, revision=_revision(model_path, model_args)),
+        config=Checkpoint(model_path, _revision(model_path, model_args)).config(),
         load_in_4bit=bool(model_args.load_in_4bit),
         sleep_mode=bool(training_args.vllm_enable_sleep_mode),
         tensor_parallel_size=training_args.vllm_tensor_parallel_size,

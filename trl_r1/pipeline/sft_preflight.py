@@ -16,7 +16,7 @@ from trl_r1.evaluation import check_k
 from trl_r1.exceptions import ConfigurationError, DataError
 from trl_r1.pipeline.heldout import HeldOut
 from trl_r1.pipeline.lineage import check_parent, file_hash, lineage, rows_hash
-from trl_r1.pipeline.preflight import resolve_model
+from trl_r1.pipeline.preflight import check_model, resolve_model
 from trl_r1.pipeline.sft_arguments import SFTArguments
 from trl_r1.prompts import PromptTemplate, select_template
 from trl_r1.rows import Row
@@ -76,6 +76,7 @@ def prepare_sft(script_args: SFTArguments, training_args: R1SFTConfig, model_arg
         raise ConfigurationError("Quantised weights are not trained without an adapter. Set use_peft: true as well.")
     model_path = resolve_model(model_args.model_name_or_path)
     revision = None if Path(model_path).is_dir() else model_args.model_revision
+    check_model(model_path, revision)
     parent = lineage(model_path, model_args.model_name_or_path or "nano", revision)
     check_parent(parent, script_args.parent_stage)
     # One process fills the caches first, the others read them.
