@@ -164,7 +164,7 @@ def test_teacher_or_traces() -> None:
         (
             ["--model_name_or_path", "no/such-student"],
             ConfigurationError,
-            "student model_name_or_path='no/such-student' cannot be read",
+            "Model 'no/such-student' cannot be read",
         ),
         (["--heldout_pass_k", "4"], ConfigurationError, "pass@4 cannot be measured with 2 samples"),
         (["--dataset", "nowhere.jsonl"], DataError, "nowhere"),
