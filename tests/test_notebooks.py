@@ -26,7 +26,11 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(notebook, timeout=480, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
+    try:
+        client.execute()
+    except nbclient.exceptions.CellExecutionError as error:
+        # Its own text begins with the cell and all it printed; what it died of is at the end.
+        pytest.fail(f"{error.ename}: {error.evalue}\n{str(error)[-4000:]}")
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     expected, texts = SHOWN[path.stem]
