@@ -13,6 +13,8 @@ import pytest
 
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.workers import Batch, Failure, Limits, WorkerError, WorkerPool, default_workers
+from trl_r1.workers.pool import MAX_QUICK
+from trl_r1.workers.process import Worker
 
 
 # What workers run. Each ends its own way on a negative number, and returns it otherwise.
@@ -188,6 +190,65 @@ def test_chunks_keep_kin_together_and_shrink(keys, sizes):
     chunks = list(iter(lambda: batch.take(1), []))
     assert [len(chunk) for chunk in chunks] == sizes
     assert [index for chunk in chunks for index in chunk] == list(range(40))
+
+
+def test_quick_items_go_together_and_slow_ones_by_themselves():
+    batch = Batch(b"", [b""] * 40, Limits())
+    assert [len(chunk) for chunk in iter(lambda: batch.take(16, quick=8), [])] == [8] * 5
+    worker = Worker(Limits(), b"")
+    try:
+        worker.ensure_started()
+        messages = {}
+        for function, items in ((abs, [-1] * 16), (time.sleep, [0.1] * 3)):
+            worker.load(function.__name__, pickle.dumps(function))
+            worker.run(function.__name__, [pickle.dumps(item) for item in items])
+            found = []
+            while sum(len(results) for results, _ in found) < len(items):
+                found.append(worker.results(Limits()))
+            messages[function] = found
+    finally:
+        worker.end()
+    (results, seconds), *more = messages[abs]
+    assert results[0] == 1
+    assert len(more) <= 4  # one message; a busy machine may break it up
+    assert seconds < 0.2
+    assert [len(results) for results, _ in messages[time.sleep]] == [1, 1, 1]
+    assert sum(seconds for _, seconds in messages[time.sleep]) >= 0.3
+
+
+def test_results_do_not_wait_for_a_slow_item():
+    with WorkerPool(1) as pool:
+        pool.map(nap, [0.0] * 400)
+        batch = pool.submit(nap, [0.0, 0.0, 0.0, 30], chunk_seconds=1.0)
+        deadline = time.monotonic() + 20
+        while len(batch._open) > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        batch.cancel()
+        results = batch.results()
+    assert [type(result) for result in results] == [int, int, int, Failure]
+
+
+def test_only_as_many_workers_wake_as_have_something_to_do():
+    with WorkerPool(4) as pool:
+        pool.start()
+        pool.map(abs, range(400))  # now it is known how quick these are
+        assert pool._team._quick(pool.submit(abs, [1])) == MAX_QUICK
+        pool.map(time.sleep, [0.05] * 8)
+        assert pool._team._quick(pool.submit(time.sleep, [0.0])) == 1
+
+
+@pytest.mark.parametrize("place", [0, 1, 7, 15])
+def test_what_was_done_and_not_sent_is_done_again(place):
+    """The item that kills its worker is named, whatever went before it within the same message."""
+    with WorkerPool(1) as pool:
+        pool.map(be_killed, range(400))
+        numbers = list(range(16))
+        numbers[place] = -1
+        results = pool.map(be_killed, numbers)
+        assert pool.replaced == 1
+    assert results.pop(place) == Failure("crash", "the worker process died (SIGKILL)")
+    numbers.pop(place)
+    assert results == numbers
 
 
 def test_batches_do_not_mix(pool):

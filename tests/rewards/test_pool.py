@@ -28,6 +28,8 @@ def loops_on_request(completions, **kwargs):
     for text in completions:
         if "loop" in text:
             math.comb(10**8, 5 * 10**7)  # hours, in one call into C
+        if "wait" in text:
+            time.sleep(60)
         if "raise" in text:
             raise KeyError("missing")
     return [float("right" in text) for text in completions]
@@ -149,7 +151,7 @@ def test_batch_deadline_gives_none():
         reward = RewardPool(loops_on_request, one)
         while reward(["right"]) == [None]:  # until the worker has imported this module
             pass
-        assert reward(["right", "loop", "right"]) == [1.0, None, None]
+        assert reward(["right", "wait", "right"]) == [1.0, None, None]
 
 
 def test_what_the_trainer_passes(workers):

@@ -21,6 +21,8 @@ from trl_r1.workers import Batch, Failure, Limits, WorkerError, WorkerPool
 # A hand-over costs about as much as a verdict: what comes in within this time goes together.
 _GATHER_SECONDS = 0.02
 _GATHER = 32
+# Nobody waits for the last of them, and the engine runs in this very interpreter.
+_CHUNK_SECONDS = 0.02
 _JUDGED_TOGETHER = 64
 
 Item = tuple[Row, Completion]
@@ -173,7 +175,12 @@ class Checker:
         ):
             return
         items, self._gathered, self._gathered_at = self._gathered, [], now
-        batch = self._pool.submit(self._check, [item for _, _, item in items], keys=[key for key, _, _ in items])
+        batch = self._pool.submit(
+            self._check,
+            [item for _, _, item in items],
+            keys=[key for key, _, _ in items],
+            chunk_seconds=_CHUNK_SECONDS,
+        )
         self._batches.append((items, batch))
 
     def _verified(self) -> list[Checked]:

@@ -22,6 +22,10 @@ Result = TypeVar("Result")
 # A chunk saves wake-ups, and keeps kin together, up to twice this; towards the end of a batch it shrinks to one item, so
 # that no worker is left waiting.
 MAX_CHUNK = 16
+# But of items that take less than this together, one worker takes several, up to so many: what hands them over is the
+# caller's interpreter, which is taken from the caller's own work.
+CHUNK_SECONDS = 0.004
+MAX_QUICK = 64
 
 
 def usable_cores() -> int:
@@ -58,10 +62,16 @@ class Batch(Generic[Result]):
     """Items that were submitted together; made by [`WorkerPool.submit`]."""
 
     def __init__(
-        self, function: bytes, items: list[bytes], limits: Limits, keys: Sequence[Hashable] | None = None
+        self,
+        function: bytes,
+        items: list[bytes],
+        limits: Limits,
+        keys: Sequence[Hashable] | None = None,
+        chunk_seconds: float = CHUNK_SECONDS,
     ) -> None:
         self.function = function
         self.limits = limits
+        self.chunk_seconds = chunk_seconds
         self.key = hashlib.sha256(function).hexdigest()
         self.items = items
         self.pending: deque[int] = deque(range(len(items)))
@@ -106,9 +116,14 @@ class Batch(Generic[Result]):
         self._open.clear()
         self.pending.clear()
 
-    def take(self, workers: int) -> list[int]:
-        """Remove and return the next items for one of so many workers; none when none are left."""
-        size = min(max(len(self.pending) // (2 * workers), 1), MAX_CHUNK)
+    def take(self, workers: int, quick: int = 1) -> list[int]:
+        """Remove and return the next items for one of so many workers; none when none are left.
+
+        Args:
+            workers (`int`): How many share the items.
+            quick (`int`, defaults to 1): How many are worth one message.
+        """
+        size = max(min(len(self.pending) // (2 * workers), MAX_CHUNK), quick)
         taken: list[int] = []
         with suppress(IndexError):  # no more, or given up at this moment
             while True:
@@ -118,14 +133,15 @@ class Batch(Generic[Result]):
                 taken.append(self.pending.popleft())
         return taken
 
-    def put(self, index: int, result: Result | Failure) -> None:
-        """Note one item's result, unless the batch was given up."""
+    def put(self, indices: Iterable[int], results: Iterable[Result | Failure]) -> None:
+        """Note items' results, unless the batch was given up."""
         with self._changed:
-            if index in self._open:
-                self._open.remove(index)
-                self._results[index] = result
-                if not self._open:
-                    self._changed.notify_all()
+            for index, result in zip(indices, results, strict=True):
+                if index in self._open:
+                    self._open.remove(index)
+                    self._results[index] = result
+            if not self._open:
+                self._changed.notify_all()
 
     def fail(self, error: Exception) -> None:
         """Make [`results`] raise."""
@@ -197,6 +213,7 @@ class WorkerPool:
         items: Iterable[Any],
         keys: Sequence[Hashable] | None = None,
         limits: Limits | None = None,
+        chunk_seconds: float = CHUNK_SECONDS,
     ) -> Batch[Result]:
         """Hand over items and return at once.
 
@@ -208,6 +225,9 @@ class WorkerPool:
                 they share may be in its caches.
             limits ([`Limits`], *optional*):
                 Deadlines of these items instead of the pool's. A worker's memory is bounded when it starts, by the pool's.
+            chunk_seconds (`float`, defaults to 0.004):
+                How long the items that one worker is handed at once may take. More costs the caller's interpreter less
+                and has the last results come later.
 
         Raises:
             [`ConfigurationError`]: When the function cannot be imported by its name, or an item not be pickled.
@@ -222,7 +242,7 @@ class WorkerPool:
                     f"Item {index} of type {type(item).__name__} cannot be sent to a worker process: {error}. Pass "
                     "plain data."
                 ) from error
-        batch: Batch[Result] = Batch(data, pickled, limits or self.limits, keys)
+        batch: Batch[Result] = Batch(data, pickled, limits or self.limits, keys, chunk_seconds)
         self.start(wait=False)
         assert self._team is not None
         self._team.enqueue(batch)
@@ -261,7 +281,9 @@ class _Team:
         self._ready = 0
         self._error: WorkerError | None = None
         self._batches: deque[Batch[Any]] = deque()
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._to_do = threading.Condition(lock), threading.Condition(lock)
+        self._seconds_each: dict[str, float] = {}  # of a function's items, as they were lately
         self._size = workers
         self._workers = [Worker(limits, initializer) for _ in range(workers)]
         self._threads = [
@@ -276,7 +298,7 @@ class _Team:
             if self._error is not None:
                 batch.fail(self._error)
             self._batches.append(batch)
-            self._changed.notify_all()
+            self._wake(batch, len(batch.items))
 
     def wait_until_ready(self) -> None:
         with self._changed:
@@ -289,6 +311,7 @@ class _Team:
             self._closed = True
             left, self._batches = self._batches, deque()
             self._changed.notify_all()
+            self._to_do.notify_all()
         for batch in left:
             batch.fail(WorkerError("The pool was closed before this batch was done."))
         for worker in self._workers:
@@ -331,27 +354,44 @@ class _Team:
                 while self._batches and self._batches[0].done():
                     self._batches.popleft()
                 for batch in self._batches:
-                    if taken := batch.take(self._size):
+                    if taken := batch.take(self._size, self._quick(batch)):
                         return batch, taken
-                self._changed.wait()
+                self._to_do.wait()
         return None
+
+    def _wake(self, batch: Batch[Any], items: int) -> None:
+        """Wake as many of those who wait as have something to do; the others would only take the interpreter."""
+        self._to_do.notify(-(-items // self._quick(batch)))
+
+    def _quick(self, batch: Batch[Any]) -> int:
+        """How many of a batch's items are worth one message; 1 until some have been seen."""
+        seconds = self._seconds_each.get(batch.key, batch.chunk_seconds)
+        return min(max(int(batch.chunk_seconds / max(seconds, 1e-9)), 1), MAX_QUICK)
 
     def _work(self, worker: Worker, batch: Batch[Any], indices: list[int]) -> None:
         todo = deque(indices)
         try:
             worker.load(batch.key, batch.function)
-            worker.post(("items", batch.key, [batch.items[index] for index in indices]))
+            worker.run(batch.key, [batch.items[index] for index in indices])
             while todo:
-                batch.put(todo[0], worker.result(batch.limits))
-                todo.popleft()
+                results, seconds = worker.results(batch.limits)
+                batch.put([todo.popleft() for _ in results], results)
+                self._note_seconds(batch.key, seconds / len(results))
         except WorkerError as error:
             batch.fail(error)
         except Lost as lost:
+            # What it was at is what it was lost over; what it had done of the chunk and not sent yet is done again.
+            culprit = todo[max(worker.begun() - (len(indices) - len(todo)), 0)]
             worker.end()
             if self._closed:
                 return
-            batch.put(todo.popleft(), Failure(lost.kind, str(lost)))
+            batch.put([culprit], [Failure(lost.kind, str(lost))])
+            todo.remove(culprit)
             with self._changed:
                 self.replaced += 1
                 batch.pending.extendleft(reversed(todo))
-                self._changed.notify_all()
+                self._wake(batch, len(todo))
+
+    def _note_seconds(self, key: str, seconds: float) -> None:
+        known = self._seconds_each.get(key, seconds)
+        self._seconds_each[key] = 0.8 * known + 0.2 * seconds

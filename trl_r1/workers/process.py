@@ -9,14 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trl_r1.exceptions import ConfigurationError, TrlR1Error
-from trl_r1.workers.entry import Failure, receive, send
+from trl_r1.workers.entry import Failure, note_place, read_place, receive, send
 
 # Seconds a worker may take to start, to import a function and to take a chunk; a cold disk is slow, a hang is not.
 START_SECONDS = 120.0
@@ -72,6 +73,7 @@ class Worker:
     initializer: bytes
     process: subprocess.Popen[bytes] | None = None
     connection: socket.socket | None = None
+    place: IO[bytes] | None = None
     loaded: set[str] = field(default_factory=set)
 
     def ensure_started(self) -> None:
@@ -83,10 +85,12 @@ class Worker:
         paths = json.dumps([path or os.getcwd() for path in sys.path])
         # Workers must not take GPU memory, and a library's thread pool in each would be cores times cores.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        self.place = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        descriptors = (theirs.fileno(), self.place.fileno())
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _ENTRY, paths, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-c", _ENTRY, paths, *map(str, descriptors), str(os.getpid())],
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is the parent's business; a group of its own can be killed as a tree
@@ -120,15 +124,25 @@ class Worker:
         except OSError as error:
             raise Lost("crash", self._epitaph()) from error
 
-    def result(self, limits: Limits) -> Any:
-        """Wait for the next item's result or [`Failure`]; raise [`Lost`] when its worker is stuck or dead."""
-        answer = self._answer(limits.item_seconds, limits.item_wall_seconds)
-        if isinstance(answer, Failure):
-            return answer
-        try:
-            return pickle.loads(answer)
-        except Exception as error:
-            return Failure("error", f"the result cannot be read: {error!r}")
+    def run(self, key: str, items: list[bytes]) -> None:
+        """Hand over a chunk of items for a loaded function; [`results`] has what becomes of them."""
+        assert self.place is not None
+        note_place(self.place.fileno(), 0)
+        self.post(("items", key, items))
+
+    def results(self, limits: Limits) -> tuple[list[Any], float]:
+        """Wait for the results or [`Failure`]s of the next items; raise [`Lost`] when their worker is stuck or dead.
+
+        Returns:
+            `tuple[list, float]`: One or more, in order, and the seconds that the worker took over them.
+        """
+        answers, seconds = self._answer(limits.item_seconds, limits.item_wall_seconds)
+        return [_read_result(answer) for answer in answers], seconds
+
+    def begun(self) -> int:
+        """Which item of the chunk was begun last."""
+        assert self.place is not None
+        return read_place(self.place.fileno())
 
     def _answer(self, cpu_seconds: float, wall_seconds: float) -> Any:
         """Wait for the next answer, looking at the worker's clocks while it is silent."""
@@ -182,7 +196,18 @@ class Worker:
                 self.process.wait(timeout=5.0)
         if self.connection is not None:
             self.connection.close()
-        self.process = self.connection = None
+        if self.place is not None:
+            self.place.close()
+        self.process = self.connection = self.place = None
+
+
+def _read_result(answer: bytes | Failure) -> Any:
+    if isinstance(answer, Failure):
+        return answer
+    try:
+        return pickle.loads(answer)
+    except Exception as error:
+        return Failure("error", f"the result cannot be read: {error!r}")
 
 
 def _cpu_seconds(pid: int) -> float | None:
