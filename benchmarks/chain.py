@@ -1,4 +1,4 @@
-"""Issue 5's "done when" on nano: what SFT makes of an R1-Zero checkpoint, with paired intervals.
+"""The chain on nano: what SFT makes of an R1-Zero checkpoint, with paired intervals.
 
     bash benchmarks/chain_runs.sh runs/chain/0                 # the runs (SEED, DEVICE, ROWS in the environment)
     python benchmarks/chain.py report runs/chain/0 [runs/chain/1 …] --output benchmarks/results/chain.json

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The chain of issue 5 on nano, into one folder: R1-Zero → cold-start data → SFT, rejection sampling → SFT from the base →
+# The chain on nano, into one folder: R1-Zero → cold-start data → SFT, rejection sampling → SFT from the base →
 # a smaller student distilled, and the controls. What is there already is not run again.
 #   SEED=0 DEVICE=cpu bash benchmarks/chain_runs.sh runs/chain/0        # hours on two cores
 #   SEED=0 DEVICE=gpu ROWS=4096 bash benchmarks/chain_runs.sh runs/chain/0
@@ -44,7 +44,7 @@ rejection() {
   run sft_rejection report.json $PY recipes/sft.py --config nano_cpu $ON $SFT --traces "$OUT/rejection/candidates.parquet" \
     --stage_name "Rejection-sampling SFT" --resume_from_checkpoint auto
 
-  # 3. A smaller student on the same data (method §8), and the same student by RL for as long.
+  # 3. A smaller student on the same data, and the same student by RL for as long.
   run distill_small report.json $PY recipes/distill.py --config nano_cpu $ON $SFT --teacher "" --model_name_or_path "$SMALL" \
     --traces "$OUT/rejection/candidates.parquet" --resume_from_checkpoint auto
   run calibration report.json $PY recipes/r1_zero.py --config nano_cpu $ON --model_name_or_path "$SMALL" --max_steps 4 \

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import GRPOTrainer
 
-# R1-like lengths: performance.md's long tail has this deviation of the logarithm and, with a cap of 8,192, a mean of 2,154.
+# R1-like lengths: the long tail has this deviation of the logarithm and, with a cap of 8,192, a mean of 2,154.
 SIGMA = 0.9
 MEAN_SHARE_OF_CAP = 2154 / 8192
 # How far a stored sampling log-probability lies from the policy's: an engine in bfloat16 differs by about as much.

@@ -7,7 +7,7 @@
 
 One JSON object per variant on standard output, then a table. Rates are medians of `--repeats` calls after one warm-up;
 a step is one token of every sequence, prefill and read-back included. `limit_share` is the time that the device needs at
-least (performance §3: 4.3 TB/s, 790 TFLOP/s) over the time measured; it is given for CUDA devices only.
+least (an H200's 4.3 TB/s and 790 TFLOP/s, as measured) over the time measured; it is given for CUDA devices only.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def profiled(call: Any, steps: int) -> list[str]:
 
 
 def limit_seconds(config: Any, arguments: argparse.Namespace) -> float:
-    """Return the least time that decoding takes on the device (performance §3)."""
+    """Return the least time that decoding takes on the device."""
     text = config.get_text_config()
     h, inner, layers, vocabulary = text.hidden_size, text.intermediate_size, text.num_hidden_layers, text.vocab_size
     head = getattr(text, "head_dim", None) or h // text.num_attention_heads

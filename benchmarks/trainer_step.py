@@ -7,7 +7,7 @@
     python benchmarks/trainer_step.py --combine rows --results benchmarks/results/trainer_step.json
 
 Prints one JSON object per row, then a table. A row whose losses or gradient norms differ from stock's gets no speed.
-The protocol is performance.md §6's: medians of at least 5 steps after 2 warm-ups, peak allocated memory, loss-masked
+The protocol: medians of at least 5 steps after 2 warm-ups, peak allocated memory, loss-masked
 completion tokens per second of wall time. With `--schedule r1` a "step" is a sixteenth of a whole rollout's 16 updates,
 old and reference passes included.
 """

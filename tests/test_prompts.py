@@ -14,7 +14,7 @@ from trl_r1.prompts import (
 )
 from trl_r1.responses import parse
 
-# arXiv 2501.12948v1, Table 1, and method.md section 3.
+# arXiv 2501.12948v1, Table 1.
 TABLE_1 = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
     "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "

@@ -1,6 +1,7 @@
 """The table of known traps of R1 reproductions and the tests that hold them shut; each of those exists and runs."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,18 @@ def test_every_trap_has_its_tests(number):
 
 def test_all_traps_of_rewards_are_in_the_table():
     assert set(range(1, 15)) <= set(TRAPS)
+
+
+def test_the_page_of_traps_has_all_that_the_code_names():
+    listed = {
+        int(line.split("|")[1])
+        for line in (ROOT.parent / "docs/traps.md").read_text().splitlines()
+        if line[2:4].strip().isdigit()
+    }
+    sources = [path.read_text() for path in (ROOT.parent / "trl_r1").rglob("*.py")]
+    named = {int(number) for text in sources for number in re.findall(r"\b[Tt]rap (\d+)", text)}
+    assert len(named) > 10
+    assert named | set(TRAPS) <= listed
 
 
 def test_trap_6_gold_comes_first():

@@ -1,6 +1,6 @@
 """What a completion does besides being right or wrong: reflection, re-starts, repetition.
 
-R1-Zero's reflective words grew five- to sevenfold in training (arXiv 2501.12948v2, method §10). Counting them proves
+R1-Zero's reflective words grew five- to sevenfold in training (arXiv 2501.12948v2). Counting them proves
 little by itself (a model may say "check" and check nothing), so read these beside accuracy and, for nano's
 countdown traces, beside the precision of checks ([`trl_r1.evaluation`]).
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from trl_r1.language import words_by_language
 
-# The paper's list, word for word (method §10).
+# The paper's list, word for word.
 REFLECTIVE_WORDS = (
     "wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check",
 )  # fmt: skip

@@ -42,7 +42,7 @@ def test_stored_rollouts():
     [("0.5b", 0.494, 1.38, 2154, 0.46, 9.0), ("1.5b", 1.54, 3.26, 2080, 0.55, 24.6)],
 )
 def test_limit_is_the_specified_one(shape, billions, step_s, mean, share, decode_s):
-    """performance.md §2: the prototype's shares of the limit, on 64 completions; §3: decoding of 512."""
+    """A prototype's shares of the limit on 64 completions, and decoding of 512."""
     cost = Cost.of(SHAPES[shape].config(1, 0))
     assert (cost.backbone + cost.vocabulary * cost.hidden) / 1e9 == pytest.approx(billions, rel=0.01)
     lengths = completion_lengths("long_tail", 64, 8192)

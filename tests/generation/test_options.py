@@ -1,4 +1,4 @@
-"""What is refused before a weight is loaded, and what the machine decides (issue 2, "Bad input")."""
+"""What is refused before a weight is loaded, and what the machine decides."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_adapter_parameters():
     assert everywhere == Adapter(8, ALL_LINEAR).parameters(describe(tiny(Qwen2Config)))
 
 
-# performance.md §2, one H200, bf16, packed. The peak is that of the largest micro-batch: of log-normal lengths (σ 0.9, cap
+# Measured on one H200, bf16, packed. The peak is that of the largest micro-batch: of log-normal lengths (σ 0.9, cap
 # 8,192, mean 2,154 + 128 of prompt) the largest of 16 sums of 4 is 14k to 20k tokens (10th and 90th percentile of 4,000
 # draws, median 16.7k), the largest of 4 sums of 16 is 40k to 50k (median 44k). 17.5k and 45k fit all five measurements.
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The time model: performance.md §3's own figures, and that a device is measured."""
+"""The time model against figures worked out by hand, and that a device is measured."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SHAPES = {
 }
 
 
-# performance.md §3: 512 samples, prompts of 128, log-normal lengths up to 8,192.
+# 512 samples, prompts of 128, log-normal lengths up to 8,192.
 @pytest.mark.parametrize(("shape", "training", "decoding"), [("0.5B", 5.4, 9.0), ("1.5B", 17.2, 24.6)])
 def test_limits_are_those_of_the_specification(shape, training, decoding):
     config = Qwen2Config(vocab_size=151936, num_key_value_heads=2, **SHAPES[shape])

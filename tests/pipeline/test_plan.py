@@ -52,7 +52,7 @@ def test_plan_of_a_model_that_fits(tmp_path):
     config, model = Qwen2Config(**SHAPES["1.5B"]), ModelConfig(dtype="bfloat16")
     plan = plan_run(config, "1.5B", H200, settings(tmp_path, beta=0.0), model, [128] * 64, mean_tokens=2154)
     assert plan.fits
-    # bf16 everywhere: weights and gradients 2 bytes, two moments 4 (performance.md §2 trains this model so).
+    # bf16 everywhere: weights and gradients 2 bytes, two moments 4 (as the benchmarks train this model).
     n = plan.architecture.parameters
     assert (plan.memory.weights, plan.memory.gradients, plan.memory.optimizer) == (2 * n, 2 * n, 4 * n)
     assert not plan.memory.reference

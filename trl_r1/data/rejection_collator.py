@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # R1's context in SFT, both times (arXiv 2501.12948v2, B.4.2).
 MAX_LENGTH = 32768
-# Trap 20: with more than this share of the targets too long, training refuses to start. [?]
+# Trap 20: with more than this share of the targets too long, training refuses to start.
 MAX_LOST = 0.01
 _TOKENISED_TOGETHER = 256
 

@@ -1,7 +1,7 @@
 """What training changed besides accuracy: behaviours over training, and thinking length by difficulty.
 
 After the fact, from the rollout log ([`trl_r1.data.rollouts`]); during training the same figures are in the trainer's log
-under `behaviours/`. The paper's observations (method §10): reflective words grow five- to sevenfold, harder questions get
+under `behaviours/`. The paper's observations: reflective words grow five- to sevenfold, harder questions get
 longer thinking, and without the language reward consistency decays.
 """
 

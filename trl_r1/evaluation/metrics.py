@@ -52,7 +52,7 @@ class ProblemScore:
         depth (`int`, *optional*): How hard the question is by construction: how many numbers an expression must use.
         language (`str`, *optional*): The question's language: the row's, or the one that most of its words are in.
         worded (`int`): Samples whose thinking has words, maths and code stripped.
-        in_language (`float`): Their shares of words in the question's language (method §5), summed.
+        in_language (`float`): Their shares of words in the question's language, summed.
     """
 
     id: str

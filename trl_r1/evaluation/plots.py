@@ -42,7 +42,7 @@ class Panel:
 
 
 def panels(log_history: Sequence[Mapping[str, Any]], cons_k: int | None = None) -> list[Panel]:
-    """The panels a log has data for: accuracy, reward or loss, length, truncation, KL, entropy (method §10).
+    """The panels a log has data for: accuracy, reward or loss, length, truncation, KL, entropy.
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.

@@ -17,7 +17,7 @@ from trl_r1.statistics import Estimate, bootstrap_mean
 
 STARTS = ("zero", "cold_start", "filter", "data")
 _GROUP_SIZES = (8, 16, 32, 64)
-# R1's rollout: 32 questions × 16 (method §2).
+# R1's rollout: 32 questions × 16.
 _STEP_COMPLETIONS = 512
 _FEW_SPREAD, _ENOUGH_SPREAD = 0.1, 0.4
 _MUCH_CUT, _BARELY_FORMED = 0.3, 0.05

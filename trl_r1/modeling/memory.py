@@ -1,8 +1,8 @@
 """What training will take of a device's memory, from a model's configuration alone, and the token budget that fits.
 
 The activations are derived from the architecture: what autograd keeps of one decoder layer, tensor by tensor. The test
-holds the formula against `torch.autograd.graph.saved_tensors_hooks`; against measurements of the whole step (H200,
-performance.md §2) it is within a few percent once the *largest* micro-batch is put in, not the mean one.
+holds the formula against `torch.autograd.graph.saved_tensors_hooks`; against measurements of the whole step (one H200)
+it is within a few percent once the *largest* micro-batch is put in, not the mean one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast a device is, measured in half a second, and the least time that training and decoding can take on it.
 
-The formulas are performance.md §3's; what a step takes in practice is a share of them ([`TRAINING_SHARE`]), plus the
+The formulas count matrix products and bytes; what a step takes in practice is a share of them ([`TRAINING_SHARE`]), plus the
 engine's own time per decoding step.
 """
 
@@ -18,13 +18,13 @@ from trl_r1.modeling.balance import SequenceCost
 if TYPE_CHECKING:
     import torch
 
-# Share of the limit that a packed training step reaches: 46 % at 0.5B, 55 % at 1.5B (H200, performance.md §2).
+# Share of the limit that a packed training step reaches: 46 % at 0.5B, 55 % at 1.5B (one H200, `benchmarks/trainer_step.py`).
 TRAINING_SHARE = 0.5
 # What the engine takes for one decoding step beside the arithmetic: scheduling, sampling, Python. On a GPU vLLM 0.26 with
-# 256 sequences and log-probs takes 6.1 ms asynchronously, about 1 ms of it arithmetic (performance.md §2). On a CPU it is a
+# 256 sequences and log-probs takes 6.1 ms asynchronously, about 1 ms of it arithmetic. On a CPU it is a
 # guess that fits nano: a step planned at 5.9 s took 6.6 to 8.2 s on two cores.
 ENGINE_STEP_SECONDS = {"cuda": 5e-3, "cpu": 15e-3}
-_SIGMA = 0.9  # spread of the logarithm of the lengths of reasoning (performance.md §2)
+_SIGMA = 0.9  # spread of the logarithm of the lengths of reasoning, that of the benchmarks' long tail
 _PROBE_SECONDS = 0.25
 _TENSOR_LAUNCH_SECONDS = 20e-6  # of handing over one tensor
 _INTEGRATION_STEPS = 512
@@ -166,7 +166,7 @@ def decoding_seconds(
 
 
 def sync_seconds(parameter_bytes: int, tensors: int, device: Device) -> float:
-    """Seconds to hand the weights over to a colocated engine: twice a copy, and a launch per tensor (performance.md §4).
+    """Seconds to hand the weights over to a colocated engine: twice a copy, and a launch per tensor.
 
     Args:
         parameter_bytes (`int`): Bytes handed over.

@@ -37,7 +37,7 @@ ASK = {
     ),
     "zh": ("用{numbers}算出{target}", "怎样用{numbers}得到{target}", "每个数用一次:{numbers},结果是{target}"),
 }
-# The checks. Most failures say a word of the paper's list of reflective words (method §10).
+# The checks. Most failures say a word of the paper's list of reflective words.
 NO = {"en": (" no\n", " wrong\n", " wrong\n", " no wait\n"), "zh": ("不对\n", "不对\n", "错\n", "不对再试\n")}
 YES = {"en": (" yes", " yes", " ok"), "zh": ("对", "对", "成")}
 GIVE_UP = {"en": "give up", "zh": "放弃"}

@@ -1,4 +1,4 @@
-"""The cold-start stage: a data set of readable long thinking, for the first supervised fine-tuning (method §4)."""
+"""The cold-start stage: a data set of readable long thinking, for the first supervised fine-tuning (arXiv 2501.12948v1 §2.3.1)."""
 
 from __future__ import annotations
 

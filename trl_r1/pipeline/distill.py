@@ -94,7 +94,7 @@ def parse_distill(args: list[str]) -> tuple[DistillArguments, R1SFTConfig, Model
 def distill(
     script_args: DistillArguments, training_args: R1SFTConfig, model_args: ModelConfig
 ) -> dict[str, Any] | None:
-    """Distillation: SFT of a student on a reasoning model's traces (arXiv 2501.12948v1 §2.4, v2 B.4.3; method §8).
+    """Distillation: SFT of a student on a reasoning model's traces (arXiv 2501.12948v1 §2.4, v2 B.4.3).
 
     With a `teacher`, its samples are verified and filtered as in rejection sampling, in `output_dir/teacher`; a second start
     goes on where the first was stopped, and `overwrite` has the teacher asked anew. The student is looked at before the

@@ -1,4 +1,4 @@
-"""The mixture stage: reasoning and general traces become one data set with a card (method §6)."""
+"""The mixture stage: reasoning and general traces become one data set with a card (arXiv 2501.12948v1 §2.3.3)."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trl_r1.trainers import R1GRPOConfig
 
 # Mean completion as a share of the cap, where nobody says otherwise: that of the workload that everything here is measured
-# on (performance.md §2: 2,154 of 8,192).
+# on (2,154 tokens under a cap of 8,192: log-normal lengths, as R1's are).
 _MEAN_SHARE = 0.25
 _ASLEEP_BYTES = 3 * GIB // 2  # what a sleeping vLLM keeps: CUDA graphs, workspaces, its half of the context
 _ENGINE_WORK_SHARE = 0.1  # of vLLM's share: activations and graphs, not cache

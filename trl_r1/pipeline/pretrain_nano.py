@@ -39,7 +39,7 @@ class PretrainArguments:
 
     Args:
         size (`str`, defaults to `"default"`): `"default"` (2.7M parameters) or `"small"` (1.1M).
-        tokens (`int`, defaults to 70,000,000): Tokens to train on, each seen once (nano.md: 60 to 80 million).
+        tokens (`int`, defaults to 70,000,000): Tokens to train on, each seen once.
         row_tokens (`int`, defaults to 512): Length of a packed row.
         rows_per_step (`int`, defaults to 48): Rows in a batch.
         learning_rate (`float`, defaults to 3e-3): Peak; cosine to a tenth after a short warm-up. Ours, for 2.7M parameters.
@@ -210,7 +210,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def measure(
     folder: Path | str, questions: int = 256, samples: int = 64, max_tokens: int = 160, seed: int = 0
 ) -> dict[str, Any]:
-    """Measure a base on held-out countdown questions with three numbers: the figures of nano.md's first gate.
+    """Measure a base on held-out countdown questions with three numbers: what RL has to start from.
 
     Args:
         folder (`Path` or `str`): A checkpoint.

@@ -1,4 +1,4 @@
-"""The rejection-sampling stage: several answers per question, verified, filtered, a few of each kept (method §6)."""
+"""The rejection-sampling stage: several answers per question, verified, filtered, a few of each kept (arXiv 2501.12948v1 §2.3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`trl-r1 review FILE`: a page on this machine on which a person keeps, drops or edits traces (method §4, "human check").
+"""`trl-r1 review FILE`: a page on this machine on which a person keeps, drops or edits traces.
+
+The people who look at the cold-start data (arXiv 2501.12948v1 §2.3.1) do it here.
 
 The server answers on 127.0.0.1 only, to whoever has the token in the address that it prints, and serves one page and one
 file. Every decision is written back to the JSONL at once, whole or not at all; edits keep the first text beside them.

@@ -53,7 +53,7 @@ def run_sft(args: list[str]) -> None:
 
 
 def sft(script_args: SFTArguments, training_args: R1SFTConfig, model_args: ModelConfig) -> dict[str, Any] | None:
-    """Supervised fine-tuning on traces with thinking (arXiv 2501.12948v1 §2.3.1, §2.3.3, §2.4; method §4, §6, §8).
+    """Supervised fine-tuning on traces with thinking (arXiv 2501.12948v1 §2.3.1, §2.3.3, §2.4).
 
     Every process of the launch calls it. It leaves in `output_dir`: the model, its tokenizer and generation config,
     `report.json` (with the parent's hash and stage), `curves.png`, the held-out scores, a model card, and the checkpoints.

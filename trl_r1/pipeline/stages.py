@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def r1_zero(
     script_args: R1ZeroArguments, training_args: R1GRPOConfig, model_args: ModelConfig
 ) -> dict[str, Any] | None:
-    """R1-Zero: reinforcement learning by rule rewards alone, from a base model (arXiv 2501.12948, method §2–3).
+    """R1-Zero: reinforcement learning by rule rewards alone, from a base model (arXiv 2501.12948).
 
     Args:
         script_args ([`R1ZeroArguments`]): Data, rewards, template, evaluation.

@@ -1,4 +1,4 @@
-"""Language consistency: the share of the thinking's words that are in the target language (method §5)."""
+"""Language consistency: the share of the thinking's words that are in the target language (arXiv 2501.12948v1 §2.3.2)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Each row to the rewards of its domain, weighted, by training step if asked.
 
 R1's mixtures need it: maths, code, choices and logic have rules, general prompts have reward models, and the latter
-enter only in the last 400 of 1,700 steps (method §7).
+enter only in the last 400 of 1,700 steps.
 """
 
 from __future__ import annotations

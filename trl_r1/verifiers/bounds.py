@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# [?] method.md gives no figures. The longest gold answer of MATH-500 has 105 characters and brackets 4 deep.
+# The paper gives no figures. The longest gold answer of MATH-500 has 105 characters and brackets 4 deep.
 MAX_CHARACTERS = 2_000
 MAX_DEPTH = 20
 # Python itself refuses to print integers above 4,300 digits; nobody writes such an answer.

@@ -1,4 +1,4 @@
-"""Is this answer right? An LLM compares it with the reference, for prompts without a rule (method §6, v1 §2.3.3).
+"""Is this answer right? An LLM compares it with the reference, for prompts without a rule (arXiv 2501.12948v1 §2.3.3).
 
 The judge is a model behind an OpenAI-compatible server ([`JudgeServer`]) or any [`~trl_r1.generation.base.Sampler`]. It
 replies in JSON, `analysis` and `correctness`. It sees the question, the reference and the final answer, never the
