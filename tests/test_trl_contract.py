@@ -42,6 +42,7 @@ HOOKS = {
         ],
     },
     Trainer: {
+        "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
         "training_step": ["self", "model", "inputs", "num_items_in_batch"],
         "_save": ["self", "output_dir", "state_dict"],
         "_save_optimizer_and_scheduler": ["self", "output_dir"],

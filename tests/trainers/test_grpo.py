@@ -234,6 +234,18 @@ def test_an_interrupted_run_leaves_a_resumable_checkpoint(tiny_model, tmp_path, 
     assert ("stopped" in rest) == (sent == signal.SIGINT)
 
 
+def test_ctrl_c_is_what_it_was_after_a_training_that_failed(build_trainer):
+    def failing(completions, **kwargs):
+        assert signal.getsignal(signal.SIGINT) is not before  # while it trains, it asks for a checkpoint
+        raise RuntimeError("no such reward server")
+
+    before = signal.getsignal(signal.SIGINT)
+    trainer = build_trainer(reward_funcs=[failing])
+    with pytest.raises(RuntimeError, match="no such reward server"):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_reward_pool_scores_in_its_workers_before_it_is_asked(build_trainer, monkeypatch, caplog):
     from trl_r1.rewards import RewardPool, format_reward
 

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from trl_r1.trainers.checkpoints import snapshot_adapter
 
@@ -45,7 +45,7 @@ class StopAtRolloutBoundary(TrainerCallback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            self._restore()
+            self.give_back()
             raise KeyboardInterrupt
         self.asked = True
         logger.warning("Stopping: a checkpoint is written when this rollout ends. Press Ctrl-C again to abort at once.")
@@ -60,14 +60,24 @@ class StopAtRolloutBoundary(TrainerCallback):
         if asked and state.global_step % args.steps_per_rollout == 0:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the signals back."""
-        self._restore()
-
-    def _restore(self) -> None:
+    def give_back(self) -> None:
+        """Put the handlers back that were there before; also after a training that failed (see [`GivesSignalsBack`])."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+class GivesSignalsBack(Trainer):
+    """A trainer after whose `train()`, however it ends, Ctrl-C is what it was: a notebook goes on after an error."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, StopAtRolloutBoundary):
+                    callback.give_back()
 
 
 class TrainingAlarms(TrainerCallback):

@@ -22,7 +22,7 @@ from trl_r1.generation.weights import keep_4bit_weights
 from trl_r1.modeling.head import use_float32_head
 from trl_r1.rewards.pool import RewardPool
 from trl_r1.rows import Completion, Prompt
-from trl_r1.trainers.callbacks import AdapterReferenceReset, StopAtRolloutBoundary, TrainingAlarms
+from trl_r1.trainers.callbacks import AdapterReferenceReset, GivesSignalsBack, StopAtRolloutBoundary, TrainingAlarms
 from trl_r1.trainers.checkpoints import (
     add_reference_adapter,
     load_reference,
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 RewardFunction = Callable[..., list[float | None]]
 
 
-class R1GRPOTrainer(PackedGRPOTrainer):
+class R1GRPOTrainer(GivesSignalsBack, PackedGRPOTrainer):
     """GRPO the DeepSeek-R1 way (arXiv 2501.12948), on TRL's [`~trl.GRPOTrainer`].
 
     Hooks of TRL and transformers that are wrapped with `super()`; `tests/test_trl_contract.py` checks their signatures:

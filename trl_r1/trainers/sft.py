@@ -25,7 +25,7 @@ from trl_r1.modeling.attention import Attention, choose_attention, enable_packin
 from trl_r1.modeling.obstacles import why_not_packable
 from trl_r1.prompts import PromptTemplate
 from trl_r1.rows import Completion, Prompt
-from trl_r1.trainers.callbacks import StopAtRolloutBoundary
+from trl_r1.trainers.callbacks import GivesSignalsBack, StopAtRolloutBoundary
 from trl_r1.trainers.grpo_config import launched_world_size
 from trl_r1.trainers.new_tokens import add_tokens, embed_tokens, show_bias, train_tokens
 from trl_r1.trainers.sft_config import R1SFTConfig
@@ -38,7 +38,7 @@ _DEFAULT_SAMPLE_TOKENS = 1024
 _STREAMED = 1000
 
 
-class R1SFTTrainer(SFTTrainer):
+class R1SFTTrainer(GivesSignalsBack, SFTTrainer):
     """TRL's [`~trl.SFTTrainer`] for cold start, rejection-sampling SFT and distillation (arXiv 2501.12948v1 §2.3–2.4).
 
     What it changes:
