@@ -186,10 +186,14 @@ def test_alarms_are_raised_once():
     alarms = TrainingAlarms()
     state = type("State", (), {"global_step": 1, "is_world_process_zero": True})()
     for kl in (0.01, 0.01, 0.012, 0.01, 0.01):
-        alarms.on_log(None, state, None, {"kl": kl, "entropy": 1.0, "completions/truncated": 0.1})
+        alarms.on_log(
+            None, state, None, {"kl": kl, "entropy": 1.0, "completions/truncated": 0.1, "completions/unscorable": 0.0}
+        )
     assert alarms.raised == set()
-    alarms.on_log(None, state, None, {"kl": 0.5, "entropy": 0.01, "completions/truncated": 0.5})
-    assert alarms.raised == {"kl", "entropy", "truncated"}
+    alarms.on_log(
+        None, state, None, {"kl": 0.5, "entropy": 0.01, "completions/truncated": 0.5, "completions/unscorable": 0.2}
+    )
+    assert alarms.raised == {"kl", "entropy", "truncated", "unscorable"}
 
 
 RUN = """

@@ -87,12 +87,20 @@ class TrainingAlarms(TrainerCallback):
         truncated_share (`float`, defaults to 0.2): Share of completions cut off at the length cap.
         kl_factor (`float`, defaults to 10.0): KL above this many times its recent median, and above 0.1.
         entropy_share (`float`, defaults to 0.05): Entropy below this share of the first logged value.
+        unscorable_share (`float`, defaults to 0.05): Share of completions that no reward could score.
     """
 
-    def __init__(self, truncated_share: float = 0.2, kl_factor: float = 10.0, entropy_share: float = 0.05) -> None:
+    def __init__(
+        self,
+        truncated_share: float = 0.2,
+        kl_factor: float = 10.0,
+        entropy_share: float = 0.05,
+        unscorable_share: float = 0.05,
+    ) -> None:
         self.truncated_share = truncated_share
         self.kl_factor = kl_factor
         self.entropy_share = entropy_share
+        self.unscorable_share = unscorable_share
         self._kl: list[float] = []
         self._first_entropy: float | None = None
         self.raised: set[str] = set()
@@ -112,6 +120,13 @@ class TrainingAlarms(TrainerCallback):
                 "truncated",
                 f"{logs['completions/truncated']:.0%} of completions are cut off at the length cap: raise "
                 "max_completion_length, or they teach the model that long thinking fails.",
+                state,
+            )
+        if (logs.get("completions/unscorable") or 0.0) > self.unscorable_share:
+            self._warn(
+                "unscorable",
+                f"{logs['completions/unscorable']:.0%} of completions have no verdict and teach nothing: look for gold answers "
+                "that cannot be read (`--preview`), a judge or executor that is not reached, or a batch deadline that is too short.",
                 state,
             )
         kl = logs.get("kl")
