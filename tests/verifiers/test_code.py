@@ -123,6 +123,11 @@ ATTACKS = {
     "passing exit code with printed verdict": "print('OK')\nprint('2 passed')\nraise SystemExit(0)",
     "shadowed helpers": "def check(c): pass\ndef abs(x): return 0\ndef len(x): return 0\nclass math: isclose = print\ndef f(x): return 0",
     "killed tester": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef f(x): return 0",
+    "object with operators of its own": (
+        "class X:\n    __sub__ = __rsub__ = lambda s, o: 0\n    __abs__ = __neg__ = lambda s: s\n"
+        "    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = lambda s, o: True\n    __float__ = lambda s: 4.0\n"
+        "def f(x): return X()"
+    ),
     "visible case memorised": "def f(x): return {3: 9}.get(x)",
 }
 
@@ -200,6 +205,17 @@ def f(x): return 9 if opened else 0
             "from solution import Stack\ns = Stack()\ns.push(4)\nassert len(s) == 1\nassert s.pop() == 4\nassert s.items == []",
         ),
         (
+            "class Vector:\n    def __init__(self, x, y): self.x, self.y = x, y\n"
+            "    def __add__(self, o): return Vector(self.x + o.x, self.y + o.y)\n"
+            "    def __mul__(self, o): return self.x * o.x + self.y * o.y\n"
+            "    def __neg__(self): return Vector(-self.x, -self.y)\n"
+            "    def __eq__(self, o): return (self.x, self.y) == (o.x, o.y)\n"
+            "    def __lt__(self, o): return self.x < o.x\n"
+            "def f(x): return x",
+            "a, b = Vector(1, 2), Vector(3, 4)\nassert a + b == Vector(4, 6)\nassert a != b\nassert a * b == 11\nassert a < b\n"
+            "assert -a == Vector(-1, -2)\nassert sorted([b, a])[0] == a\nassert not a == 1",
+        ),
+        (
             GOOD,
             "import unittest, solution\nclass T(unittest.TestCase):\n    def test_it(self): self.assertEqual(solution.f(3), 9)",
         ),
@@ -211,7 +227,7 @@ def test_unit_tests_of_every_style(answer, tests):
     correct, detail = judged(answer, {"unit_tests": tests})
     assert correct is True, detail
     # And each style can fail.
-    assert judged("f = Stack = lambda *a: 0", {"unit_tests": tests})[0] is False
+    assert judged("f = Stack = Vector = lambda *a: 0", {"unit_tests": tests})[0] is False
 
 
 def test_a_test_file_that_cannot_run_is_nobodys_fault():

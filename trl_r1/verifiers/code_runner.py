@@ -12,6 +12,7 @@ import importlib
 import io
 import itertools
 import json
+import operator
 import os
 import signal
 import sys
@@ -194,6 +195,8 @@ def serve() -> None:
             return ["value", [encode(item, keep) for item in itertools.islice(iter(thing), MAX_ITEMS)], []]
         if action == "next":
             return ["value", encode(next(thing), keep), []]
+        if action == "operate":
+            return ["value", encode(getattr(operator, rest[0])(thing, *(kept[index] for index in rest[1:])), keep), []]
         positional, named = [read(item) for item in rest[0]], {name: read(item) for name, item in rest[1].items()}
         result = encode(thing(*positional, **named), keep)
         # Arguments may have been changed in place.
@@ -260,8 +263,27 @@ class Link:
         return decode(data, lambda index, kind: Remote(self, int(index), str(kind)))
 
 
+# Of two of a solution's own objects, such as vectors. Never of one and the test's data: an object that is equal to every
+# number, or whose difference from each is 0, would pass any test.
+OPERATORS = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor",
+    "eq", "ne", "lt", "le", "gt", "ge",
+)  # fmt: skip
+
+
+def operate(name: str) -> Callable[[Remote, Any], Any]:
+    """Make the method of an operator that is computed in the solution's process."""
+
+    def apply(self: Remote, other: Any) -> Any:
+        if not isinstance(other, Remote):
+            return NotImplemented
+        return self._link.ask("operate", self._index, name, other._index)
+
+    return apply
+
+
 class Remote:
-    """An object that stays in the solution's process. It is never equal to anything else."""
+    """An object that stays in the solution's process. It is never equal to anything but another of them."""
 
     def __init__(self, link: Link, index: int, kind: str) -> None:
         self.__dict__.update(_link=link, _index=index, _kind=kind)
@@ -302,11 +324,24 @@ class Remote:
     def __bool__(self) -> bool:
         return True
 
+    def __neg__(self) -> Any:
+        return self._link.ask("operate", self._index, "neg")
+
+    def __abs__(self) -> Any:
+        return self._link.ask("operate", self._index, "abs")
+
+    def __hash__(self) -> int:
+        return hash(self._kind)  # equal ones have equal hashes, whatever their own are
+
     def __str__(self) -> str:
         return str.__str__(self._special("__str__"))
 
     def __repr__(self) -> str:
         return f"<{self._kind} of the solution>"
+
+
+for _name in OPERATORS:
+    setattr(Remote, f"__{_name.strip('_')}__", operate(_name))
 
 
 def pack(value: Any) -> Any:
