@@ -199,6 +199,13 @@ SANDBOX: list[Column] = [
     ("load of the machine", number("load", ".1f")),
 ]
 
+WORKER_POOL: list[Column] = [
+    ("workers", number("workers", ".0f")),
+    ("work in one message (ms)", number("chunk_seconds", ".0f", 1000)),
+    ("the loop's rate, of that alone", number("share", ".0%")),
+    ("answers/s meanwhile", number("answers_per_s", ",.0f")),
+]
+
 REJECTION_NAMES = {
     "bare": "vLLM's `LLM.generate`",
     "sampler": "our sampler, not looked at",
@@ -397,6 +404,8 @@ def main(argv: list[str] | None = None) -> int:
     text = fill(text, "rewards", table(rewards, REWARDS) if rewards else "Not measured yet.")
     programs = read(arguments.results, "sandbox")
     text = fill(text, "sandbox", table(programs, SANDBOX) if programs else "Not measured yet.")
+    pools = read(arguments.results, "worker_pool")
+    text = fill(text, "worker_pool", table(pools, WORKER_POOL) if pools else "Not measured yet.")
     text = fill(text, "rejection_sampling", rejection_table(read(arguments.results, "rejection_sampling")))
     if arguments.check:
         if text != before:

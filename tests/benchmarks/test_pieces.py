@@ -115,6 +115,7 @@ def test_readme_and_picture_come_from_the_results(tmp_path):
         "weight_sync",
         "rewards",
         "sandbox",
+        "worker_pool",
         "rejection_sampling",
     )
     readme.write_text("".join(f"<!-- table:{name} -->\nold\n<!-- end -->\nkept\n" for name in names))
