@@ -241,3 +241,40 @@ def test_traces_of_nano():
     control = [SimpleNamespace(**row) for row in nano_traces(["arithmetic"], 200, as_pretrained=True)]
     malformed = sum(not parse(row.completion).well_formed for row in control) / 200
     assert 0.15 < malformed < 0.4  # as the pretraining documents: 28 %
+
+
+def test_traces_are_read_once_and_stay_on_disk(tmp_path, monkeypatch):
+    from trl_r1.data import traces as module
+
+    read, own = [], module.json_lines
+
+    def counted(path):
+        read.append(path)
+        yield from own(path)
+
+    monkeypatch.setattr(module, "json_lines", counted)
+    config = TraceConfig(traces=write(tmp_path / "traces.jsonl", *([{"prompt": "2+2", "completion": THOUGHT}] * 3)))
+    first = load_traces(config)
+    assert first.cache_files, "in memory"
+    assert load_traces(config)["completion"][:] == [THOUGHT] * 3
+    assert len(read) == 1
+    assert load_traces(config)._fingerprint == first._fingerprint, "TRL would tokenise again"
+    assert len(load_traces(TraceConfig(traces=config.traces, max_traces=2))) == 2
+    write(tmp_path / "traces.jsonl", {"prompt": "2+2", "completion": THOUGHT})
+    assert len(load_traces(config)) == 1
+    assert len(read) == 3
+
+
+def test_a_conversation_after_many_texts_makes_conversations_of_them(tmp_path):
+    turns = [
+        {"role": "user", "content": "2+2"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "?"},
+    ]
+    rows = [{"prompt": f"{i}+2", "completion": THOUGHT} for i in range(2500)] + [
+        {"prompt": turns, "completion": THOUGHT}
+    ]
+    made = load_traces(TraceConfig(traces=write(tmp_path / "traces.jsonl", *rows)))
+    assert len(made) == 2501
+    assert made[7]["prompt"] == [{"role": "user", "content": "7+2"}]
+    assert made[2500]["prompt"] == turns

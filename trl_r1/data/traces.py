@@ -22,7 +22,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,7 @@ from trl_r1.data.candidates import Candidate
 from trl_r1.data.files import BUILDERS, json_lines, open_file, why
 from trl_r1.data.nano_traces import DEFAULT_COUNT, DEFAULT_TASKS, nano_traces
 from trl_r1.data.sources import NANO, question_key
+from trl_r1.data.trace_rows import CARRIED, files_identity, to_dataset, traces_on_disk
 from trl_r1.data.turns import read_completion, read_prompt, read_text, read_turns
 from trl_r1.exceptions import ConfigurationError, DataError, unknown
 from trl_r1.prompts import FORMS, THINK_OPEN, r1_completion
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIELDS = ("prompt", "completion", "reasoning", "answer", "summary", "messages", "candidates")
-CARRIED = ("id", "domain", "language", "license", "source")
 WITHOUT_THINKING = ("refuse", "general", "allow")
 _NAMED = 5
 
@@ -120,12 +121,20 @@ def load_traces(config: TraceConfig, form: str = "answer") -> Dataset:
         form (`str`, defaults to `"answer"`): How a separate reasoning and answer are put together, `"answer"` or `"boxed"`.
 
     Returns:
-        `datasets.Dataset`: `prompt` (text, or messages), `completion` (text) and the carried columns, all text.
+        `datasets.Dataset`: `prompt` (text, or messages), `completion` (text) and the carried columns, all text. What was read
+        from files or the Hub lies in the cache of `datasets`, where a second start and other processes find it.
 
     Raises:
         [`DataError`]: No such data, rows without a prompt or a target, traces without thinking (unless allowed).
     """
-    return to_dataset(read_traces(read_examples(config), config, form))
+    if form not in FORMS:
+        raise unknown("answer form", form, FORMS)
+    if _is_nano(config.traces):
+        return to_dataset(read_traces(read_examples(config), config, form))
+    examples = open_examples(config)
+    found = files_identity(config.traces) or getattr(examples, "_fingerprint", None)
+    settings = [(one.name, getattr(config, one.name)) for one in fields(TraceConfig)]
+    return traces_on_disk(lambda: iter_traces(read_examples(config), config, form), (found, settings, form))
 
 
 def load_candidates(config: TraceConfig) -> Dataset:
@@ -143,8 +152,9 @@ def load_candidates(config: TraceConfig) -> Dataset:
     """
     from datasets import Dataset
 
-    examples = [dict(example) for example in read_examples(config)]
-    rows = Dataset.from_list(examples)
+    opened = open_examples(config)
+    # R1's 800k traces fill the memory of a node: what `datasets` has on disk stays there.
+    rows = opened if isinstance(opened, Dataset) else Dataset.from_list([dict(example) for example in opened])
     missing = [name for name in ("prompt", "id", "candidates") if name not in rows.column_names]
     if missing:
         raise DataError(
@@ -153,7 +163,7 @@ def load_candidates(config: TraceConfig) -> Dataset:
         )
     accepted = 0
     thoughtless: list[str] = []
-    for row in examples:
+    for row in rows:
         texts = [Candidate.from_columns(one).full_text for one in row["candidates"] or () if one.get("accepted")]
         accepted += len(texts)
         thoughtless += [str(row["id"]) for text in texts if not _may_train(text, row.get("domain"), config)]
@@ -178,13 +188,19 @@ def read_traces(
     Raises:
         [`DataError`]: See [`load_traces`].
     """
+    return list(iter_traces(examples, config, form, domain))
+
+
+def iter_traces(
+    examples: Iterable[Mapping[str, Any]], config: TraceConfig, form: str = "answer", domain: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield what [`read_traces`] returns, one after the other; what it raises comes at the end."""
     if form not in FORMS:
         raise unknown("answer form", form, FORMS)
     named: dict[str, str] = dict(config.traces_columns or {})  # type: ignore[arg-type]
-    rows: list[dict[str, Any]] = []
     thoughtless: list[str] = []
     left_out: Counter[str] = Counter()
-    total = 0
+    total = made = 0
     for index, example in enumerate(examples):
         total += 1
         if (example.get("review") or {}).get("status") == "drop":
@@ -200,20 +216,29 @@ def read_traces(
             row["license"] = row["license"] or config.traces_license
             row["domain"] = row["domain"] or domain
             if _may_train(completion, row["domain"], config):
-                rows.append(row)
+                made += 1
+                yield row
             else:
                 thoughtless.append(str(row["id"] or f"row {index}"))
     for what, count in left_out.items():
         logger.warning("%d of %d %s are left out.", count, total, what)
     if thoughtless:
-        raise _without_thinking(config, thoughtless, len(rows) + len(thoughtless))
-    if not rows:
+        raise _without_thinking(config, thoughtless, made + len(thoughtless))
+    if not made:
         raise DataError(f"{config.traces!r} holds no trace to train on ({total} rows were read).")
-    return rows
 
 
 def read_examples(config: TraceConfig) -> Iterator[Mapping[str, Any]]:
     """Yield the examples of a data set, file or folder.
+
+    Raises:
+        [`DataError`]: There is no such data or split.
+    """
+    yield from open_examples(config)
+
+
+def open_examples(config: TraceConfig) -> Dataset | Iterator[Mapping[str, Any]]:
+    """Open a data set, file or folder: a `Dataset` where `datasets` reads it, else its examples one by one.
 
     Raises:
         [`DataError`]: There is no such data or split.
@@ -223,33 +248,31 @@ def read_examples(config: TraceConfig) -> Iterator[Mapping[str, Any]]:
     source = config.traces
     if not source:
         raise DataError("traces is empty: name a Hub id, a file (.jsonl, .json, .parquet, .csv) or a folder of traces.")
-    if source == NANO or source.startswith(f"{NANO}:"):
+    if _is_nano(source):
         tasks = [task.strip() for task in source.removeprefix(NANO).removeprefix(":").split(",") if task.strip()]
         count = DEFAULT_COUNT if config.max_traces is None else config.max_traces
         dials = cast("dict[str, float] | None", config.traces_dials)
         drawn: dict[str, Any] = {"depth": config.traces_depth, "seed": config.traces_seed, "dials": dials}
-        yield from nano_traces(tasks or DEFAULT_TASKS, count, **drawn)
-        return
+        return nano_traces(tasks or DEFAULT_TASKS, count, **drawn)
     path = Path(source)
     if path.suffix in (".jsonl", ".json") and not path.is_file():
         raise DataError(f"No such file: {source}. Looked from {Path.cwd()}.")
     if path.suffix == ".jsonl":
         # Read here: rows of one file may differ in their columns and in the types within.
-        yield from _limited(json_lines(path), config.max_traces)
-        return
+        return islice(json_lines(path), config.max_traces)
     if path.is_file():
-        yield from _limited(open_file(path), config.max_traces)
-        return
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = load_from_disk(source)
-        else:
-            loaded = load_dataset(source, config.traces_config)
-    except Exception as error:  # the Hub's client raises a dozen unrelated kinds
-        raise DataError(
-            f"Traces {source!r} (configuration {config.traces_config!r}) cannot be loaded: {why(error)}. Give a Hub "
-            f"id, a folder, or a file ending in {', '.join(BUILDERS)}."
-        ) from error
+        loaded: Any = open_file(path)
+    else:
+        try:
+            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+                loaded = load_from_disk(source)
+            else:
+                loaded = load_dataset(source, config.traces_config)
+        except Exception as error:  # the Hub's client raises a dozen unrelated kinds
+            raise DataError(
+                f"Traces {source!r} (configuration {config.traces_config!r}) cannot be loaded: {why(error)}. Give a Hub "
+                f"id, a folder, or a file ending in {', '.join(BUILDERS)}."
+            ) from error
     if isinstance(loaded, DatasetDict):
         if config.traces_split not in loaded:
             names = ", ".join(map(str, loaded))
@@ -257,23 +280,12 @@ def read_examples(config: TraceConfig) -> Iterator[Mapping[str, Any]]:
                 f"Traces {source!r} have no split {config.traces_split!r}. Splits: {names}. Set traces_split."
             )
         loaded = loaded[config.traces_split]
-    yield from _limited(loaded, config.max_traces)
+    found: Dataset = loaded
+    return found if config.max_traces is None else found.select(range(min(config.max_traces, len(found))))
 
 
-def to_dataset(rows: list[dict[str, Any]]) -> Dataset:
-    """Build the data set of trace rows: prompts all as text, or all as messages where one row has several turns."""
-    from datasets import Dataset, Features, Value
-
-    text = Value("string")
-    conversational = any(isinstance(row["prompt"], list) for row in rows)
-    if conversational:
-        rows = [
-            {**row, "prompt": row["prompt"] if isinstance(row["prompt"], list) else _as_user(row["prompt"])}
-            for row in rows
-        ]
-    prompt: Any = [{"role": text, "content": text}] if conversational else text
-    features = Features({"prompt": prompt, "completion": text} | dict.fromkeys(CARRIED, text))
-    return Dataset.from_list(rows, features=features)
+def _is_nano(source: str) -> bool:
+    return source == NANO or source.startswith(f"{NANO}:")
 
 
 def without_questions(traces: Dataset, questions: Iterable[Prompt]) -> tuple[Dataset, int]:
@@ -393,14 +405,3 @@ def _without_thinking(config: TraceConfig, thoughtless: list[str], total: int) -
         "think. Leave them out, name the column that holds the thinking (traces_columns: {reasoning: …}), or set "
         "without_thinking: general or allow."
     )
-
-
-def _as_user(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}]
-
-
-def _limited(examples: Iterable[Mapping[str, Any]], most: int | None) -> Iterator[Mapping[str, Any]]:
-    for index, example in enumerate(examples):
-        if most is not None and index >= most:
-            return
-        yield example
