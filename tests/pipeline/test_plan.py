@@ -86,6 +86,18 @@ def test_plan_of_a_model_that_does_not_fit(tmp_path):
     assert not small.memory.reference
 
 
+def test_the_engines_own_quantisation_leaves_room_for_its_cache(tmp_path):
+    config, model = Qwen2Config(**SHAPES["7B"]), ModelConfig(dtype="bfloat16")
+
+    def tokens(**options):
+        args = settings(tmp_path, vllm_engine_kwargs=options)
+        return plan_run(config, "7B", H200, args, model, [128] * 64).engine.cache_tokens
+
+    plain = tokens()
+    assert plain < tokens(quantization="fp8") < tokens(quantization="bitsandbytes")
+    assert tokens(kv_cache_dtype="fp8") == pytest.approx(2 * plain, abs=1)
+
+
 def test_fsdp_is_seen(tmp_path, monkeypatch):
     config, prompts = Qwen2Config(**SHAPES["7B"]), [128] * 64
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -162,6 +162,19 @@ def _peaks(
     return _Peak(tile + converted + gradient, kept + (4 + 2 * element) * a.hidden + 32), _Peak(0, kept + backward)
 
 
+def weight_bytes(a: Architecture, element: int, bits: int | None = None) -> int:
+    """Return what a model's weights take.
+
+    Args:
+        a ([`Architecture`]): The model's.
+        element (`int`): Bytes of a weight that is not quantised.
+        bits (`int`, *optional*): Of those that are: the decoder layers' alone, with a float32 scale per 64 weights.
+    """
+    if bits is None:
+        return a.parameters * element
+    return round(a.blocks * (bits + 0.5) / 8) + (a.parameters - a.blocks) * element
+
+
 def training_memory(
     config: PretrainedConfig | Architecture,
     *,
@@ -207,9 +220,7 @@ def training_memory(
     extra = adapter.parameters(a) if adapter is not None else 0
     trained = (extra if adapter is not None else a.parameters) if trained_parameters is None else trained_parameters
     shards = world_size if sharded else 1
-    base = a.parameters * element
-    if weight_bits is not None:  # only the decoder layers are quantised; a float32 scale per 64 weights
-        base = round(a.blocks * (weight_bits + 0.5) / 8) + (a.parameters - a.blocks) * element
+    base = weight_bytes(a, element, weight_bits)
     adapter_element = 4 if adapter is not None and weight_bits is None else element
     gradients = trained * adapter_element * (2 if world_size > 1 and not sharded else 1)
     half = autocast and element == 4

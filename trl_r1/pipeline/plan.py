@@ -21,6 +21,7 @@ from trl_r1.modeling.memory import (
     check_budget,
     choose_budget,
     training_memory,
+    weight_bytes,
 )
 from trl_r1.modeling.speed import (
     Device,
@@ -238,8 +239,12 @@ def _engine(
     if not training_args.use_vllm or training_args.vllm_mode != "colocate":
         return Engine()
     element = _engine_element(settings)
-    weights = a.parameters * element // training_args.vllm_tensor_parallel_size
-    per_token = a.key_value_elements * element // training_args.vllm_tensor_parallel_size
+    options = training_args.engine_options
+    quantised = str(options.get("quantization") or "")
+    bits = 4 if quantised == "bitsandbytes" else 8 if "fp8" in quantised else None
+    weights = weight_bytes(a, element, bits) // training_args.vllm_tensor_parallel_size
+    held = 1 if "fp8" in str(options.get("kv_cache_dtype") or "") else element
+    per_token = a.key_value_elements * held // training_args.vllm_tensor_parallel_size
     asked = training_args.engine_options.get("kv_cache_memory_bytes")
     if device.kind != "cuda":
         space = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
