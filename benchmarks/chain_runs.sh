@@ -13,7 +13,9 @@ BY_VLLM='--heldout_sampler {"backend":"vllm"}'  # several times quicker than by 
 HELDOUT=${HELDOUT-$BY_VLLM}
 # A lower rate over more passes than nano_cpu's: at 1e-3 a sixth of the answers after the cold start are cut off.
 SFT=${SFT:-"--num_train_epochs 4 --learning_rate 3e-4 --rows_per_step 8 $HELDOUT"}  # of rejection sampling and distillation
-COLD=${COLD:-"--num_train_epochs 6 --learning_rate 3e-4 --rows_per_step 8 $HELDOUT"}  # of the cold start and its control
+# Of the cold start and its control. Right answers hardly hold a search that gives up, so SFT on them unlearns giving up: with 256
+# tokens one search in thirty is cut off, most of which would end by 512, half of nano's context.
+COLD=${COLD:-"--num_train_epochs 6 --learning_rate 3e-4 --rows_per_step 8 --heldout_max_tokens 512 $HELDOUT"}
 PY=${PY:-python} PORT=${PORT:-29611}
 if [ "$DEVICE" = gpu ]; then ON="--use_cpu false"; else ON="--use_cpu true"; fi
 mkdir -p "$OUT"
