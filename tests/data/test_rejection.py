@@ -16,7 +16,7 @@ from replayed_samples import ReplaySampler, nano_completions, nano_rows
 
 from trl_r1.data.candidates import Candidate, accept_in_order
 from trl_r1.data.rejection import SHARDS_FOLDER, RejectionSampler, accepted_rows, judge_identity
-from trl_r1.data.rejection_report import easy_prompt_bias, pass_rate, read_figures, render, report
+from trl_r1.data.rejection_report import Tally, easy_prompt_bias, pass_rate, read_figures, render
 from trl_r1.data.rejection_schedule import RowState, Schedule
 from trl_r1.exceptions import ConfigurationError, DataError, EngineError
 from trl_r1.generation.base import SamplingSettings
@@ -531,7 +531,9 @@ def test_report_by_domain_and_difficulty():
         made("hard", "math", [(i, i in (4, 11)) for i in range(12)]),
         made("never", "code", [(i, False) for i in range(8)]),
     ]
-    found = report(rows, CAP)
+    tally = Tally(CAP)
+    assert list(tally.passing(rows)) == rows
+    found = tally.asdict()
     assert found["by_domain"]["math"] == {
         "rows": 2, "rows_with_accepted": 2, "samples": 14, "correct": round(4 / 14, 4), "accepted": 4,
         "acceptance": round(4 / 14, 4), "mean_tokens": (10 + 20 + 50 + 120) / 4,

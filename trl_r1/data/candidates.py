@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trl_r1.behaviours import words
@@ -54,7 +54,7 @@ class Candidate:
 
     def asdict(self) -> dict[str, Any]:
         """Return the columns of the candidate."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> Candidate:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_r1.data.filters import Filter, default_filters
 from trl_r1.data.rejection_checks import AnswerJudge, Checked, Checker, choose_judge, judged
-from trl_r1.data.rejection_report import read_figures, report, speed
+from trl_r1.data.rejection_report import Tally, read_figures, speed
 from trl_r1.data.rejection_schedule import RowState, Schedule
 from trl_r1.data.rejection_store import DATASET_FILE, StoredCandidates, write_candidates
 from trl_r1.exceptions import ConfigurationError, DataError, EngineError
@@ -41,7 +41,7 @@ class RejectionResult:
 
     Args:
         path (`Path`): Parquet file with the columns of [`Row`] and `candidates`, all of them with their verdicts.
-        report (`dict`): See [`trl_r1.data.rejection_report.report`]; also `speed`, and `unverifiable` rows left out.
+        report (`dict`): See [`trl_r1.data.rejection_report.Tally.asdict`]; also `speed`, and `unverifiable` rows left out.
     """
 
     path: Path
@@ -182,9 +182,10 @@ class RejectionSampler:
         keyed, left_out = self._usable(rows)
         stored = StoredCandidates(folder / SHARDS_FOLDER)
         conversational = not isinstance(next(iter(keyed.values())).prompt, str)
-        columns = stored.rows(keyed.items(), self.max_accepted)
+        tally = Tally(self.max_accepted)
+        columns = tally.passing(stored.rows(keyed.items(), self.max_accepted))
         path = write_candidates(folder / DATASET_FILE, columns, conversational=conversational)
-        found = report(stored.rows(keyed.items(), self.max_accepted), self.max_accepted)
+        found = tally.asdict()
         found["unverifiable"] = {"rows": len(left_out), "ids": left_out}
         found["speed"] = speed(folder, found["total"]["accepted"])
         write_whole(folder / REPORT_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
@@ -318,9 +319,8 @@ class _Run:
         """Write down the time so far, added to that of earlier starts."""
         seconds = time.monotonic() - self.started
         figures = {"seconds": seconds, "samples": self.samples, "tokens": self.tokens, "starts": 1}
-        write_whole(
-            self.record, json.dumps({name: value + self.before.get(name, 0) for name, value in figures.items()})
-        )
+        added = {name: value + self.before.get(name, 0) for name, value in figures.items()}
+        write_whole(self.record, json.dumps(added), durable=False)
 
     def _take(self, sample: Sample) -> None:
         place = self.schedule.take(sample.key)

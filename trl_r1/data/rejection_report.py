@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -87,43 +87,61 @@ class _Group:
         }
 
 
-def report(rows: Iterable[Mapping[str, Any]], max_accepted: int | None) -> dict[str, Any]:
-    """Sum up rows with candidates.
+class Tally:
+    """Sums up rows with candidates as they pass.
 
     Args:
-        rows (`Iterable[dict]`): As [`~trl_r1.data.rejection_store.StoredCandidates.rows`] yields them; gone through once.
         max_accepted (`int`, *optional*): Cap per row.
-
-    Returns:
-        `dict`: `total`, `by_domain`, `by_difficulty` (bands of the rows' own pass rates), `rejects` (candidates by reason),
-        `easy_prompt_bias` and `none_accepted` (ids of the rows without an accepted candidate).
     """
-    total = _Group()
-    domains: dict[str, _Group] = defaultdict(_Group)
-    bands: dict[str, _Group] = {name: _Group() for name, _ in BANDS}
-    rejects: Counter[str] = Counter()
-    none_accepted: list[str] = []
-    rates: list[tuple[float, int]] = []
-    for row in rows:
+
+    def __init__(self, max_accepted: int | None) -> None:
+        self._max_accepted = max_accepted
+        self._total = _Group()
+        self._domains: dict[str, _Group] = defaultdict(_Group)
+        self._bands: dict[str, _Group] = {name: _Group() for name, _ in BANDS}
+        self._rejects: Counter[str] = Counter()
+        self._none_accepted: list[str] = []
+        self._rates: list[tuple[float, int]] = []
+
+    def passing(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """Yield rows, counted.
+
+        Args:
+            rows (`Iterable[dict]`): As [`~trl_r1.data.rejection_store.StoredCandidates.rows`] yields them.
+        """
+        for row in rows:
+            self.add(row)
+            yield row
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row and its candidates."""
         candidates = [Candidate.from_columns(one) for one in row["candidates"]]
-        rate = pass_rate(candidates, max_accepted)
-        for group in (total, domains[row["domain"]]):
+        rate = pass_rate(candidates, self._max_accepted)
+        for group in (self._total, self._domains[row["domain"]]):
             group.add(candidates)
-        rejects.update(reason_name(one.reason) for one in candidates if one.reason is not None)
+        self._rejects.update(reason_name(one.reason) for one in candidates if one.reason is not None)
         accepted = sum(one.accepted for one in candidates)
         if not accepted:
-            none_accepted.append(row["id"])
+            self._none_accepted.append(row["id"])
         if rate is not None:
-            bands[band(rate)].add(candidates)
-            rates.append((rate, accepted))
-    return {
-        "total": total.asdict(),
-        "by_domain": {name: group.asdict() for name, group in sorted(domains.items())},
-        "by_difficulty": {name: group.asdict() for name, group in bands.items() if group.rows},
-        "rejects": dict(rejects.most_common()),
-        "easy_prompt_bias": easy_prompt_bias(rates),
-        "none_accepted": {"rows": len(none_accepted), "ids": none_accepted},
-    }
+            self._bands[band(rate)].add(candidates)
+            self._rates.append((rate, accepted))
+
+    def asdict(self) -> dict[str, Any]:
+        """Return the report.
+
+        Returns:
+            `dict`: `total`, `by_domain`, `by_difficulty` (bands of the rows' own pass rates), `rejects` (candidates by reason),
+            `easy_prompt_bias` and `none_accepted` (ids of the rows without an accepted candidate).
+        """
+        return {
+            "total": self._total.asdict(),
+            "by_domain": {name: group.asdict() for name, group in sorted(self._domains.items())},
+            "by_difficulty": {name: group.asdict() for name, group in self._bands.items() if group.rows},
+            "rejects": dict(self._rejects.most_common()),
+            "easy_prompt_bias": easy_prompt_bias(self._rates),
+            "none_accepted": {"rows": len(self._none_accepted), "ids": self._none_accepted},
+        }
 
 
 def band(rate: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ DATASET_FILE = "candidates.parquet"
 _SHARDS = "shard-*.jsonl"  # as trl_r1.generation.shards names them
 # Rows that are held in memory while the data set is written.
 _ROWS_PER_GROUP = 512
+# Shards that are held in memory: rows are read in the order in which they were sampled, so a row's are among the last ones.
+_SHARDS_HELD = 16
 
 
 def candidate_of(sample: StoredSample) -> Candidate:
@@ -33,7 +36,7 @@ def candidate_of(sample: StoredSample) -> Candidate:
 
 
 class StoredCandidates:
-    """Candidates of a folder of shards, read when asked for: only where each one lies is kept in memory.
+    """Candidates of a folder of shards, read when asked for: where each one lies is kept in memory, and the last few shards.
 
     Args:
         folder (`str` or `Path`): The folder of a [`~trl_r1.generation.shards.SampleStore`].
@@ -41,14 +44,16 @@ class StoredCandidates:
 
     def __init__(self, folder: str | Path) -> None:
         self._paths = sorted(Path(folder).glob(_SHARDS))
-        self._places: dict[str, dict[int, tuple[int, int]]] = {}
+        self._places: dict[str, dict[int, tuple[int, int, int]]] = {}
+        self._shard = lru_cache(_SHARDS_HELD)(lambda number: self._paths[number].read_bytes())
         for number, path in enumerate(self._paths):
             offset = 0
             with path.open("rb") as file:
                 for line in file:
                     record = json.loads(line)
                     if not record.get("closed"):
-                        self._places.setdefault(record["key"], {})[record["index"]] = (number, offset)
+                        place = (number, offset, offset + len(line))
+                        self._places.setdefault(record["key"], {})[record["index"]] = place
                     offset += len(line)
 
     def __len__(self) -> int:
@@ -57,10 +62,8 @@ class StoredCandidates:
     def read(self, key: str) -> list[Candidate]:
         """Return the candidates of a row, by index."""
         found = []
-        for index, (number, offset) in sorted(self._places.get(key, {}).items()):
-            with self._paths[number].open("rb") as file:
-                file.seek(offset)
-                record = json.loads(file.readline())
+        for index, (number, begin, end) in sorted(self._places.get(key, {}).items()):
+            record = json.loads(self._shard(number)[begin:end])
             columns = {name: value for name, value in record["completion"].items() if name != "token_ids"}
             found.append(Candidate.from_columns({"text": "", **record, **columns, "index": index}))
         return found

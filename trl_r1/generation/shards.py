@@ -23,6 +23,7 @@ from trl_r1.rows import Completion
 
 SETTINGS_FILE = "store.json"
 _SHARDS = "shard-*.jsonl"
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class SampleStore:
                 f"Completion {sample.index} of {sample.key!r} is stored already. Sample store.remaining(…)."
             )
         indices.add(sample.index)
-        completion = {name: value for name, value in asdict(sample.completion).items() if value not in ("", ())}
+        # Not `asdict`, which looks at every single token.
+        completion = {name: value for name, value in vars(sample.completion).items() if value not in ("", ())}
         self._write({"key": sample.key, "index": sample.index, "completion": completion, **facts})
 
     def close_key(self, key: str) -> None:
@@ -171,7 +173,7 @@ class SampleStore:
             )
         if not self._lines:
             self._oldest = time.monotonic()
-        self._lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        self._lines.append(_encode(record) + "\n")
         if len(self._lines) >= self._shard_samples or time.monotonic() - self._oldest > self._shard_seconds:
             self.flush()
 
@@ -254,13 +256,21 @@ class SampleStore:
             )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that it is there whole or not at all."""
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file beside its place and rename it, so that it is there whole or not at all.
+
+    Args:
+        path (`Path`): The file.
+        text (`str`): All of it.
+        durable (`bool`, defaults to `True`):
+            Wait for the disk, so that it is there after a power cut too. `False` for what can be lost then.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     partial.replace(path)
 
 
