@@ -18,6 +18,8 @@ from trl.trainer import grpo_trainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from trl_r1.trainers.grpo_config import NAMES
+
 HOOKS = {
     GRPOTrainer: {
         "_get_train_sampler": ["self", "dataset"],
@@ -155,6 +157,20 @@ def test_every_private_name_of_trl_that_we_use_stands_here():
 def test_attributes_mean_what_we_take_them_for(method, read):
     """An attribute that is still set but read elsewhere would no longer do what ours relies on."""
     assert read in inspect.getsource(getattr(GRPOTrainer, method)), f"GRPOTrainer.{method} no longer has {read!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_trl_tells_apart_in_a_step(name):
+    """What is refused before a weight is loaded is what TRL itself would refuse later, no more and no less."""
+    told_apart = {
+        constant.value
+        for node in ast.walk(ast.parse(inspect.getsource(grpo_trainer)))
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == name
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant)
+    }
+    # "r1" is ours; TRL's configuration reads the two others as names.
+    assert told_apart == set(NAMES[name]) - {"r1", True, False}
 
 
 def test_an_engine_that_slept_is_known_by_its_flag():

@@ -4,6 +4,7 @@ import pytest
 
 from trl_r1.exceptions import ConfigurationError
 from trl_r1.trainers import PRESETS, R1GRPOConfig
+from trl_r1.trainers.grpo_config import NAMES
 
 
 def config(tmp_path, **settings):
@@ -98,7 +99,7 @@ def test_checkpoints_fall_on_rollout_boundaries(tmp_path, caplog):
         ({"questions_per_step": 4, "gradient_accumulation_steps": 2}, "not both"),
         ({"questions_per_step": 0}, "at least 1"),
         ({"longer_completions_from_step": 10}, "go together"),
-        ({"vllm_importance_sampling_mode": "token_trunc"}, "Unknown vllm_importance_sampling_mode.*'token_truncate'"),
+        *(({name: "token_trunc"}, f"Unknown {name} 'token_trunc'. Allowed: '{NAMES[name][0]}'") for name in NAMES),
         *(({"loss_type": "r1", name: value}, f"{name}={value!r}.*grpo, bnpo") for name, value in R1_REFUSES.items()),
         ({"vllm_max_model_length": 512, "max_completion_length": 512}, "may reach 512"),
     ],

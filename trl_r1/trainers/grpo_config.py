@@ -19,8 +19,19 @@ from trl_r1.trainers.presets import PRESETS
 # What `accelerate launch`, torchrun and MPI launchers set; read before TRL's own `__post_init__` needs the sizes.
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+# Names that TRL looks at when a step is made, long after the weights were loaded.
+LOSS_TYPES = ("r1", "grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+NAMES: dict[str, tuple[str | bool, ...]] = {
+    "loss_type": LOSS_TYPES,
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_importance_sampling_mode": SAMPLING_MODES,
+}
+
 # Options that change TRL's losses and have no place in `loss_type="r1"`: the value that leaves them out, and who takes them.
-_TOKEN_LOSSES = "grpo, bnpo, dr_grpo, dapo, cispo, sapo, luspo, vespo"
+_TOKEN_LOSSES = ", ".join(LOSS_TYPES[1:])
 _NOT_IN_R1: dict[str, tuple[Any, str]] = {
     "off_policy_mask_threshold": (None, _TOKEN_LOSSES),
     "delta": (None, "grpo, bnpo, dr_grpo, dapo, luspo"),
@@ -303,10 +314,9 @@ class R1GRPOConfig(GRPOConfig):
                 "and bias the importance ratio. Use top_p 1.0, top_k 0 and min_p unset for rollouts, or set "
                 "vllm_importance_sampling_correction: false."
             )
-        if self.packing not in ("auto", "none", *KINDS):
-            raise unknown("packing", self.packing, ["auto", "none", *KINDS])
-        if self.vllm_importance_sampling_mode not in SAMPLING_MODES:
-            raise unknown("vllm_importance_sampling_mode", self.vllm_importance_sampling_mode, SAMPLING_MODES)
+        for name, allowed in {"packing": ("auto", "none", *KINDS), **NAMES}.items():
+            if getattr(self, name) not in allowed:
+                raise unknown(name, getattr(self, name), allowed)
         if self.loss_type == "r1":
             self._check_r1_options()
         if self.loss_type == "r1" and correction and self.vllm_importance_sampling_mode.startswith("token"):
