@@ -264,6 +264,29 @@ def test_a_worker_that_dies_while_idle_costs_no_item(pool):
     assert pool.map(abs, range(-10, 0)) == list(range(10, 0, -1))
 
 
+@pytest.mark.parametrize(("at", "times"), [("load", 1), ("run", 1), ("run", 99)])
+def test_a_worker_that_dies_as_it_is_handed_work_costs_no_item(monkeypatch, at, times):
+    """The kernel may take it after we looked whether it lives; one that always dies then must not be tried for ever."""
+    hand_over, deaths = getattr(Worker, at), []
+
+    def dying(self, *arguments):
+        deaths.append(self.process.pid)
+        if len(deaths) <= times:
+            os.kill(self.process.pid, signal.SIGKILL)
+            assert gone(self.process.pid)
+        return hand_over(self, *arguments)
+
+    with WorkerPool(1) as pool:
+        pool.start()
+        monkeypatch.setattr(Worker, at, dying)
+        found = pool.map(abs, [-1, -2, -3])
+    if times == 1:
+        assert found == [1, 2, 3]
+    else:
+        assert [one.kind for one in found] == ["crash"] * 3
+        assert len(deaths) == 4
+
+
 def test_children_of_a_stuck_worker_are_killed(pool, tmp_path):
     path = tmp_path / "pid"
     assert pool.map(spin_with_child, [str(path)])[0].kind == "deadline"

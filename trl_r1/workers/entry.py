@@ -20,7 +20,8 @@ _HEADER = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1
 # Each message takes the parent's interpreter away from whatever else runs there: results of this long go together.
 _TOGETHER_SECONDS = 0.02
-_PLACE = struct.Struct("<I")
+_PLACE = struct.Struct("<i")
+NOT_BEGUN = -1  # the place of a chunk of which no item was begun
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 from trl_r1.exceptions import ConfigurationError
-from trl_r1.workers.entry import Failure
+from trl_r1.workers.entry import NOT_BEGUN, Failure
 from trl_r1.workers.process import Limits, Lost, Worker, WorkerError
 
 Result = TypeVar("Result")
@@ -380,13 +380,19 @@ class _Team:
         except WorkerError as error:
             batch.fail(error)
         except Lost as lost:
-            # What it was at is what it was lost over; what it had done of the chunk and not sent yet is done again.
-            culprit = todo[max(worker.begun() - (len(indices) - len(todo)), 0)]
+            begun = worker.begun()
             worker.end()
             if self._closed:
                 return
-            batch.put([culprit], [Failure(lost.kind, str(lost))])
-            todo.remove(culprit)
+            if begun == NOT_BEGUN and not worker.lost_idle:
+                worker.lost_idle += (
+                    1  # it died while it had nothing to do: no item is to blame, unless it happens again
+                )
+            else:
+                # What it was at is what it was lost over; what it had done of the chunk and not sent yet is done again.
+                culprit = todo[max(begun - (len(indices) - len(todo)), 0)]
+                batch.put([culprit], [Failure(lost.kind, str(lost))])
+                todo.remove(culprit)
             with self._changed:
                 self.replaced += 1
                 batch.pending.extendleft(reversed(todo))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trl_r1.exceptions import ConfigurationError, TrlR1Error
-from trl_r1.workers.entry import Failure, note_place, read_place, receive, send
+from trl_r1.workers.entry import NOT_BEGUN, Failure, note_place, read_place, receive, send
 
 # Seconds a worker may take to start, to import a function and to take a chunk; a cold disk is slow, a hang is not.
 START_SECONDS = 120.0
@@ -75,6 +75,7 @@ class Worker:
     connection: socket.socket | None = None
     place: IO[bytes] | None = None
     loaded: set[str] = field(default_factory=set)
+    lost_idle: int = 0  # times in a row that it was lost with a chunk of which it had begun nothing
 
     def ensure_started(self) -> None:
         """Start the process if there is none (any more), and wait until its initializer is through."""
@@ -86,6 +87,7 @@ class Worker:
         # Workers must not take GPU memory, and a library's thread pool in each would be cores times cores.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
         self.place = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        note_place(self.place.fileno(), NOT_BEGUN)
         descriptors = (theirs.fileno(), self.place.fileno())
         with theirs:
             self.process = subprocess.Popen(
@@ -105,15 +107,24 @@ class Worker:
         """Have the function imported, once, before any item's clock runs."""
         if key in self.loaded:
             return
-        self.post(("load", key, function))
         try:
-            answer = self._answer(START_SECONDS, START_SECONDS)
-        except Lost as lost:
+            answer = self._asked_to_load(key, function)
+        except Lost:  # perhaps while it had nothing to do, which is nobody's fault; twice is the function's
             self.end()
-            answer = Failure(lost.kind, str(lost))
+            try:
+                self.ensure_started()
+                answer = self._asked_to_load(key, function)
+            except Lost as lost:
+                self.end()
+                answer = Failure(lost.kind, str(lost))
         if answer is not None:
             raise WorkerError(f"A worker process cannot import what it is to run: {answer.detail}")
         self.loaded.add(key)
+
+    def _asked_to_load(self, key: str, function: bytes) -> Failure | None:
+        self.post(("load", key, function))
+        answer: Failure | None = self._answer(START_SECONDS, START_SECONDS)
+        return answer
 
     def post(self, message: Any) -> None:
         """Send a message, to a worker that waits for one."""
@@ -127,7 +138,7 @@ class Worker:
     def run(self, key: str, items: list[bytes]) -> None:
         """Hand over a chunk of items for a loaded function; [`results`] has what becomes of them."""
         assert self.place is not None
-        note_place(self.place.fileno(), 0)
+        note_place(self.place.fileno(), NOT_BEGUN)
         self.post(("items", key, items))
 
     def results(self, limits: Limits) -> tuple[list[Any], float]:
@@ -137,10 +148,11 @@ class Worker:
             `tuple[list, float]`: One or more, in order, and the seconds that the worker took over them.
         """
         answers, seconds = self._answer(limits.item_seconds, limits.item_wall_seconds)
+        self.lost_idle = 0
         return [_read_result(answer) for answer in answers], seconds
 
     def begun(self) -> int:
-        """Which item of the chunk was begun last."""
+        """Which item of the chunk was begun last, or `NOT_BEGUN`."""
         assert self.place is not None
         return read_place(self.place.fileno())
 
