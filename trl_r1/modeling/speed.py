@@ -18,7 +18,8 @@ from trl_r1.modeling.balance import SequenceCost
 if TYPE_CHECKING:
     import torch
 
-# Share of the limit that a packed training step reaches: 46 % at 0.5B, 55 % at 1.5B (one H200, `benchmarks/trainer_step.py`).
+# Share of the limit that a packed training step reaches. On one H200 51 % at 0.5B and 65 % at 1.5B at best, less with
+# checkpointing and small budgets (`benchmarks/README.md`).
 TRAINING_SHARE = 0.5
 # What the engine takes for one decoding step beside the arithmetic: scheduling, sampling, Python. On a GPU vLLM 0.26 with
 # 256 sequences and log-probs takes 6.1 ms asynchronously, about 1 ms of it arithmetic. On a CPU it is a

@@ -13,6 +13,7 @@ from trl.import_utils import is_vllm_available
 
 from trl_r1.exceptions import ConfigurationError, MissingExtraError, unknown
 from trl_r1.modeling.attention import KINDS
+from trl_r1.trainers.bins import MEANS_OVER_ROWS, MEANS_OVER_TOKENS, SUMS_OVER_TOKENS
 from trl_r1.trainers.losses import SAMPLING_MODES
 from trl_r1.trainers.presets import PRESETS
 
@@ -20,7 +21,7 @@ from trl_r1.trainers.presets import PRESETS
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 # Names that TRL looks at when a step is made, long after the weights were loaded.
-LOSS_TYPES = ("r1", "grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+LOSS_TYPES = tuple(sorted(MEANS_OVER_ROWS | SUMS_OVER_TOKENS | MEANS_OVER_TOKENS))
 NAMES: dict[str, tuple[str | bool, ...]] = {
     "loss_type": LOSS_TYPES,
     "importance_sampling_level": ("token", "sequence"),
@@ -31,7 +32,7 @@ NAMES: dict[str, tuple[str | bool, ...]] = {
 }
 
 # Options that change TRL's losses and have no place in `loss_type="r1"`: the value that leaves them out, and who takes them.
-_TOKEN_LOSSES = ", ".join(LOSS_TYPES[1:])
+_TOKEN_LOSSES = ", ".join(name for name in LOSS_TYPES if name != "r1")
 _NOT_IN_R1: dict[str, tuple[Any, str]] = {
     "off_policy_mask_threshold": (None, _TOKEN_LOSSES),
     "delta": (None, "grpo, bnpo, dr_grpo, dapo, luspo"),

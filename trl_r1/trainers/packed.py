@@ -44,11 +44,8 @@ from trl_r1.modeling.probe import why_packing_fails
 from trl_r1.modeling.trimming import trimmed_chunks
 from trl_r1.trainers.bins import (
     FACTOR,
-    MEANS_OVER_ROWS,
-    MEANS_OVER_TOKENS,
     SCORED_ROWS,
     SCORED_TOKENS,
-    SUMS_OVER_TOKENS,
     regroup,
 )
 from trl_r1.trainers.grpo_config import R1GRPOConfig
@@ -190,8 +187,6 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     def _why_not_regrouped(self) -> str | None:
         """Say why rows keep TRL's micro-batches, or `None`."""
-        if self.loss_type not in MEANS_OVER_ROWS | SUMS_OVER_TOKENS | MEANS_OVER_TOKENS:
-            return f"loss_type {self.loss_type!r} is not known to be a sum over rows or tokens"
         if self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0:
             return "entropy terms are means over TRL's micro-batch"
         if self.aux_loss_enabled:

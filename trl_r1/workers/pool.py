@@ -385,9 +385,8 @@ class _Team:
             if self._closed:
                 return
             if begun == NOT_BEGUN and not worker.lost_idle:
-                worker.lost_idle += (
-                    1  # it died while it had nothing to do: no item is to blame, unless it happens again
-                )
+                # It died while it had nothing to do: no item is to blame, unless it happens again.
+                worker.lost_idle += 1
             else:
                 # What it was at is what it was lost over; what it had done of the chunk and not sent yet is done again.
                 culprit = todo[max(begun - (len(indices) - len(todo)), 0)]
